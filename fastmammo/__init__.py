@@ -1,0 +1,1 @@
+"""Mammography DICOMs to model-ready images."""

@@ -1,0 +1,94 @@
+"""The one table of decoders and the one place that chooses: before decoding, by the codestream.
+
+A backend is a module with NAME, DEVICE, FORMATS, LEVELS, missing(), refuses(codestream), version()
+and decode(data, codestream, level, threads).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+from fastmammo.decode import imagecodecs, native, openjpeg, pylibjpeg
+from fastmammo.errors import BackendUnavailableError, ConfigError, UnsupportedSyntaxError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fastmammo.dicom import Codestream
+
+
+class Backend(Protocol):
+    """What a decoder module offers."""
+
+    NAME: str
+    DEVICE: str
+    FORMATS: frozenset[str]
+    LEVELS: bool
+
+    def missing(self) -> str | None: ...
+    def refuses(self, codestream: Codestream, /) -> str | None: ...
+    def version(self) -> str: ...
+    def decode(
+        self, data: bytes | memoryview, codestream: Codestream, level: int = 0, threads: int = 1, /
+    ) -> NDArray[np.generic]: ...
+
+
+BACKENDS: Mapping[str, Backend] = {
+    module.NAME: cast("Backend", module)  # type: ignore[attr-defined]
+    for module in (native, openjpeg, imagecodecs, pylibjpeg)
+}
+
+PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
+    # (format, device) → backends, the fastest first; figures in bench/results/decode.
+    ("raw", "cpu"): ("numpy",),
+    ("rle", "cpu"): ("imagecodecs",),
+    ("jpeg", "cpu"): ("imagecodecs", "pylibjpeg"),
+    ("jpeg-lossless", "cpu"): ("imagecodecs", "pylibjpeg"),
+    ("jpeg-ls", "cpu"): ("imagecodecs", "pylibjpeg"),
+    ("jpeg2000", "cpu"): ("openjpeg", "imagecodecs", "pylibjpeg"),
+    # OpenJPH is three times as fast as OpenJPEG for the whole frame, but only OpenJPEG's
+    # levels are right: it comes first where a level is wanted.
+    ("htj2k", "cpu"): ("imagecodecs", "openjpeg", "pylibjpeg"),
+}
+
+
+def choose(
+    codestream: Codestream, *, device: str = "cpu", backend: str = "auto", levels: bool = False
+) -> Backend:
+    """Return the backend that decodes this codestream on this device.
+
+    Args:
+        levels: prefer a backend that decodes at 1/2^level, where there is one.
+
+    Raises:
+        ConfigError: no backend has that name.
+        UnsupportedSyntaxError: none can decode it; the message has a line for each.
+        BackendUnavailableError: one could, but is not installed; the message says how to get it.
+    """
+    if backend != "auto" and backend not in BACKENDS:
+        raise ConfigError(f"backend {backend!r}: allowed are auto, {', '.join(BACKENDS)}")
+    names = PREFERENCE.get((codestream.format, device), ())
+    if levels:
+        names = tuple(sorted(names, key=lambda name: not BACKENDS[name].LEVELS))
+    if backend != "auto":
+        names = (backend,)
+    lines, installable = [], False
+    for name in names:
+        candidate = BACKENDS[name]
+        if codestream.format not in candidate.FORMATS:
+            reason: str | None = f"does not decode {codestream.format}"
+        else:
+            reason = candidate.refuses(codestream)
+            if reason is None and (need := candidate.missing()):
+                reason, installable = f"not installed: {need}", True
+        if reason is None:
+            return candidate
+        lines.append(f"\n  {name}: {reason}")
+    kind = BackendUnavailableError if installable else UnsupportedSyntaxError
+    raise kind(
+        f"cannot decode {codestream.format} ({codestream.precision} bits) on {device}:"
+        + ("".join(lines) or " no backend of this package does; use device='cpu'")
+    )

@@ -1,0 +1,126 @@
+"""The errors and warnings of fastmammo.
+
+    FastMammoError                          every error below; has .path and .frame where they are known
+    ├── ReadError                           the bytes are not a usable mammogram
+    │   ├── NotDicomError (ValueError)      not a DICOM file at all: `convert` skips such files
+    │   ├── TruncatedFileError              the file ends in the middle of an element
+    │   ├── MissingAttributeError           an attribute that is needed is absent or empty
+    │   ├── NotImageError                   DICOM, but a report, a DICOMDIR...: `convert` skips them
+    │   └── UnsupportedImageError           DICOM, but no greyscale image: colour, palette, no pixels
+    ├── DecodeError                         the codestream did not become pixels
+    │   ├── UnsupportedSyntaxError          no backend can decode this transfer syntax or style
+    │   ├── BackendUnavailableError (ImportError)   one could; says what to install
+    │   ├── SizeBombError                   the header claims more than the bytes can hold
+    │   ├── MismatchError                   codestream and DICOM header contradict each other
+    │   └── CorruptCodestreamError          the codec refused it; carries the codec's own words
+    ├── PreprocessError                     stored values did not become an image
+    │   └── WindowError                     the window asked for is not in the file
+    ├── ConvertError                        a bulk run cannot start or go on
+    │   ├── OutputCollisionError            two inputs would give one output name
+    │   └── WorkerError                     a worker process died or ran out of time on a file
+    └── ConfigError (ValueError)            a setting: field, got, allowed
+
+    FastMammoWarning (UserWarning)
+
+Messages say what failed, where, got, wanted, and what to do::
+
+    try:
+        mammogram = fastmammo.read(path)
+        pixels = fastmammo.decode(mammogram)
+    except fastmammo.FastMammoError as error:
+        print(f"{path}: {error}")
+"""
+
+from __future__ import annotations
+
+
+class FastMammoError(Exception):
+    """Any error that fastmammo raises on purpose.
+
+    `path` is the file (or None for bytes) and `frame` the frame index, where they are known.
+    """
+
+    path: str | None = None
+    frame: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """The class name without "Error", in words: the short cause that a manifest row carries."""
+        name = type(self).__name__.removesuffix("Error")
+        return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
+
+
+class ReadError(FastMammoError):
+    """The bytes are not a usable mammogram."""
+
+
+class NotDicomError(ReadError, ValueError):
+    """The bytes are not a DICOM file (PS3.10 7.1: no preamble, no file meta information)."""
+
+
+class TruncatedFileError(ReadError):
+    """The file ends before an element whose length it has announced."""
+
+
+class MissingAttributeError(ReadError):
+    """An attribute without which the pixels mean nothing is absent or empty."""
+
+
+class NotImageError(ReadError):
+    """A DICOM object that is no image at all: a report, a DICOMDIR, a plan."""
+
+
+class UnsupportedImageError(ReadError):
+    """A DICOM object that is no greyscale image, or holds no pixels."""
+
+
+class DecodeError(FastMammoError):
+    """The codestream did not become pixels."""
+
+
+class UnsupportedSyntaxError(DecodeError):
+    """No backend can decode this transfer syntax, or this style of it, on this device."""
+
+
+class BackendUnavailableError(DecodeError, ImportError):
+    """A backend could decode it, but is not installed: the message says what to install."""
+
+
+class SizeBombError(DecodeError):
+    """The header claims more pixels than its bytes can hold, or than the limit allows."""
+
+
+class MismatchError(DecodeError):
+    """Codestream and DICOM header contradict each other in a way that no rule settles."""
+
+
+class CorruptCodestreamError(DecodeError):
+    """The codec, or the reading of the codestream's own header, refused the bytes."""
+
+
+class PreprocessError(FastMammoError):
+    """Stored values did not become an image."""
+
+
+class WindowError(PreprocessError):
+    """The window or VOI LUT that was asked for is not in the file."""
+
+
+class ConvertError(FastMammoError):
+    """A bulk run cannot start, or cannot go on."""
+
+
+class OutputCollisionError(ConvertError):
+    """Two inputs would give one output name."""
+
+
+class WorkerError(ConvertError):
+    """A worker process died, or exceeded its time, on one file."""
+
+
+class ConfigError(FastMammoError, ValueError):
+    """A setting has a value that is not allowed: field, got, allowed."""
+
+
+class FastMammoWarning(UserWarning):
+    """Something was settled by a rule that the user should know of."""

@@ -1,0 +1,175 @@
+"""The integer kernels on the CPU, in numba: stored values in, finished pixels out.
+
+All arithmetic is on integers and each function says its widths, so that a twin on another device
+gives the same bits. Every kernel releases the GIL.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastmammo.kernels._jit import njit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WEIGHT_BITS = 16
+"""The weights of one output pixel along one axis sum to exactly 2^16."""
+
+
+def low_pass(pixels: NDArray[np.generic]) -> NDArray[np.int32]:
+    """Return the low-pass band of one level of the integer 5/3 wavelet transform.
+
+    Args:
+        pixels: (rows, columns) of an integer type of at most 32 bits; |value| < 2^29.
+
+    Returns:
+        int32 (ceil(rows / 2), ceil(columns / 2)), not clipped: sample k lies at pixel 2k.
+
+    ISO/IEC 15444-1 Annex F.4.8.1: vertical, then horizontal, symmetric extension. A constant
+    offset passes through, so the DC level shift of JPEG 2000 needs no attention.
+    """
+    rows, columns = pixels.shape
+    out = np.empty((-(-rows // 2), -(-columns // 2)), np.int32)
+    _low_pass(pixels, out)
+    return out
+
+
+@njit
+def _low_pass(x, out):  # type: ignore[no-untyped-def]
+    rows, columns = x.shape
+    half_rows, half_columns = out.shape
+    odd_columns = columns // 2
+    above = np.zeros(columns, np.int32)  # vertical high-pass d[k-1]
+    below = np.zeros(columns, np.int32)  # vertical high-pass d[k]
+    low = np.empty(columns, np.int32)
+    high = np.empty(max(odd_columns, 1), np.int32)  # horizontal high-pass of the row at hand
+    for k in range(half_rows):
+        even = x[2 * k]
+        if 2 * k + 1 < rows:
+            odd = x[2 * k + 1]
+            following = x[2 * k + 2] if 2 * k + 2 < rows else even
+            for j in range(columns):
+                below[j] = np.int32(odd[j]) - (
+                    (np.int32(even[j]) + np.int32(following[j])) >> np.int32(1)
+                )
+        # else: the last row has no odd one below it, and the extension mirrors d[k-1], which
+        # `below` still holds; a single row has none at all, and passes unchanged.
+        if k == 0:
+            above[:] = below
+        for j in range(columns):
+            low[j] = np.int32(even[j]) + ((above[j] + below[j] + np.int32(2)) >> np.int32(2))
+        above[:] = below
+
+        row = out[k]
+        if columns == 1:
+            row[0] = low[0]
+            continue
+        for j in range(odd_columns - 1):
+            high[j] = low[2 * j + 1] - ((low[2 * j] + low[2 * j + 2]) >> np.int32(1))
+        j = odd_columns - 1
+        right = low[2 * j + 2] if 2 * j + 2 < columns else low[2 * j]
+        high[j] = low[2 * j + 1] - ((low[2 * j] + right) >> np.int32(1))
+        row[0] = low[0] + ((high[0] + high[0] + np.int32(2)) >> np.int32(2))
+        for j in range(1, odd_columns):
+            row[j] = low[2 * j] + ((high[j - 1] + high[j] + np.int32(2)) >> np.int32(2))
+        if half_columns > odd_columns:
+            j = odd_columns
+            row[j] = low[2 * j] + ((high[j - 1] + high[j - 1] + np.int32(2)) >> np.int32(2))
+
+
+def clip_to(
+    values: NDArray[np.generic], first: int, last: int, dtype: np.dtype[np.generic]
+) -> NDArray[np.generic]:
+    """Return values clipped to first..last as `dtype`, which must hold that range."""
+    out = np.empty(values.shape, dtype)
+    _clip(values.reshape(-1), first, last, out.reshape(-1))
+    return out
+
+
+@njit
+def _clip(values, first, last, out):  # type: ignore[no-untyped-def]
+    low, high = np.int32(first), np.int32(last)
+    for i in range(values.size):
+        out[i] = min(max(np.int32(values[i]), low), high)
+
+
+def resample(
+    pixels: NDArray[np.generic],
+    first: int,
+    table: NDArray[np.uint16],
+    row_taps: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]],
+    column_taps: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]],
+    out: NDArray[np.generic],
+    *,
+    mirror: bool = False,
+) -> None:
+    """Look stored values up in a table and resample them, in one pass, into `out`.
+
+    out[i, j] = round(sum_y sum_x w_y w_x table[pixels[y, x] - first] / 2^32), for uint8 divided
+    by 257 before the one rounding, half up. Look-up comes first: resampling before windowing
+    gives other pictures.
+
+    Args:
+        pixels: uint8, uint16 or int16 (rows, columns); values outside the table take its ends.
+        first: the stored value of table[0].
+        table: uint16 (n,), outputs on the scale 0..65535.
+        row_taps, column_taps: (start, count, weights) from `preprocess.resize.taps`; the weights
+            of an output pixel sum to 2^16.
+        out: uint8 or uint16 (len(row_taps), len(column_taps)), written in place.
+        mirror: whether output columns run from right to left.
+    """
+    starts, counts, weights = row_taps
+    _resample(pixels, first, table, starts, counts, weights, *column_taps, out, mirror)
+
+
+@njit
+def _resample(  # type: ignore[no-untyped-def]
+    pixels, first, table, ys, yn, yw, xs, xn, xw, out, mirror
+):
+    height, width = out.shape
+    left = xs[0]
+    right = left
+    for j in range(width):
+        right = max(right, xs[j] + xn[j])
+    span = right - left
+    top = np.int32(table.size - 1)
+    offset = np.int32(first)
+    lines = yw.shape[1] + 1
+    ring = np.empty((lines, span), np.uint16)  # looked-up source rows, each row once
+    column = np.empty(span, np.uint32)
+    done = np.int64(ys[0])
+    eight = out.itemsize == 1
+    for i in range(height):
+        stop = np.int64(ys[i]) + yn[i]
+        done = max(done, np.int64(ys[i]))
+        while done < stop:
+            source = pixels[done]
+            line = ring[done % lines]
+            for k in range(span):
+                index = np.int32(source[left + k]) - offset
+                line[k] = table[min(max(index, np.int32(0)), top)]
+            done += 1
+        # 65535 * 2^16 < 2^32: the vertical sums are exact in 32 bits.
+        for t in range(yn[i]):
+            weight = np.uint32(yw[i, t])
+            line = ring[(ys[i] + t) % lines]
+            if t == 0:
+                for k in range(span):
+                    column[k] = np.uint32(weight * np.uint32(line[k]))
+            else:
+                for k in range(span):
+                    column[k] = np.uint32(column[k] + np.uint32(weight * np.uint32(line[k])))
+        for j in range(width):
+            base = xs[j] - left
+            total = np.int64(0)
+            for t in range(xn[j]):
+                total += np.int64(column[base + t]) * np.int64(xw[j, t])
+            at = width - 1 - j if mirror else j
+            if eight:
+                # floor(floor(a / 2^32) / 257) = floor(a / (2^32 * 257)): still one rounding
+                out[i, at] = ((total + (np.int64(257) << 31)) >> 32) // 257
+            else:
+                out[i, at] = (total + (np.int64(1) << 31)) >> 32
