@@ -10,6 +10,7 @@ import numpy as np
 from fastmammo.decode.backends import BACKENDS, Backend, choose
 from fastmammo.errors import (
     ConfigError,
+    CorruptCodestreamError,
     FastMammoError,
     MismatchError,
     SizeBombError,
@@ -64,7 +65,13 @@ class FrameDecoder:
             _check(mammogram, self.codestream, len(self.data), max_pixels)
             self.notes: list[str] = []
             self.first, self.last = self._range()
-            self.backend: Backend = choose(self.codestream, device=device, backend=backend)
+            # Lossy HTJ2K goes to OpenJPEG at level 0 too: OpenJPH's reader does not clamp.
+            self.backend: Backend = choose(
+                self.codestream,
+                device=device,
+                backend=backend,
+                levels=self.codestream.format == "htj2k" and not mammogram.transfer_syntax.lossless,
+            )
             self._level_backend = choose(
                 self.codestream, device=device, backend=backend, levels=True
             )
@@ -74,6 +81,8 @@ class FrameDecoder:
         self.codec_levels = self._codec_levels()
         self._reduced: dict[int, NDArray[np.int32]] = {}
         self._levels: dict[int, NDArray[np.generic]] = {}
+        self.beyond_range = False
+        """Whether decoded values lie beyond Bits Stored, by more than a low-pass can overshoot."""
         self.used: list[str] = []
         """Names of the backends that decoded something, in order."""
 
@@ -104,12 +113,22 @@ class FrameDecoder:
 
     def _make(self, level: int) -> NDArray[np.generic]:
         if level == 0:
-            return self._interpret(self._decode(self.backend, 0))
+            pixels = self._interpret(self._decode(self.backend, 0))
+            if self.codestream.precision > self.mammogram.bits_stored:
+                self._note_range(int(pixels.min()), int(pixels.max()), 0)
+            return pixels
         if level <= self.codec_levels and 0 not in self._levels:
             values: NDArray[np.generic] = self._decode(self._level_backend, level)
         else:
             values = self._reduce(level)
-        return kernels.clip_to(values, self.first, self.last, self.dtype)
+        clipped, lowest, highest = kernels.clip_to(values, self.first, self.last, self.dtype)
+        # A 5/3 low-pass overshoots at a saturated label by a quarter of the range and more.
+        self._note_range(lowest, highest, (self.last - self.first) // 2)
+        return clipped
+
+    def _note_range(self, lowest: int, highest: int, slack: int) -> None:
+        if lowest < self.first - slack or highest > self.last + slack:
+            self.beyond_range = True
 
     def _decode(self, backend: Backend, level: int) -> NDArray[np.generic]:
         pixels = backend.decode(self.data, self.codestream, level, self.threads)
@@ -268,6 +287,16 @@ def _check(m: Mammogram, c: Codestream, length: int, max_pixels: int) -> None:
         raise MismatchError(
             f"the codestream is {c.rows} x {c.columns} pixels, Rows and Columns (0028,0010/0011) "
             f"say {m.rows} x {m.columns}: one of them is damaged"
+        )
+    if not c.complete:
+        raise CorruptCodestreamError(
+            f"the codestream ends too early ({c.length} bytes): "
+            + (
+                "its tile-parts are longer than what is there"
+                if c.format in ("jpeg2000", "htj2k")
+                else "it has no EOI marker (FF D9)"
+            )
+            + "; the frame is truncated"
         )
     if c.precision > m.bits_allocated:
         raise MismatchError(

@@ -38,6 +38,8 @@ def refuses(codestream: Codestream) -> str | None:
         return f"{codestream.precision} bits a sample, 16 at most"
     if codestream.subsampling != (1, 1) or codestream.origin != (0, 0):
         return "subsampled components or an image offset"
+    if codestream.format == "htj2k" and not codestream.reversible:
+        return "9/7 HTJ2K: its reader does not clamp, values wrap around at the ends"
     if "arithmetic" in codestream.process and codestream.format == "jpeg-lossless":
         return "arithmetic-coded lossless JPEG"
     return None

@@ -48,6 +48,9 @@ class Codestream:
     """Of raw samples only."""
 
     # JPEG 2000 family (ISO/IEC 15444-1 Annex A)
+    complete: bool = True
+    """Whether the codestream reaches its own end: all announced tile-parts, or an EOI marker. Some
+    decoders fill what a truncated stream lacks with grey and call it decoded."""
     boxed: bool = False
     tiles: int = 1
     origin: tuple[int, int] = (0, 0)
@@ -232,6 +235,7 @@ def _main_header(view: memoryview, offset: int, boxed: bool) -> Codestream:
         high_throughput = True
     return Codestream(
         format="htj2k" if high_throughput else "jpeg2000",
+        complete=_tile_parts_complete(view, position),
         rows=-(-(row0 + rows) // step_y) - -(-row0 // step_y),
         columns=-(-(column0 + columns) // step_x) - -(-column0 // step_x),
         precision=(depth & 0x7F) + 1,
@@ -251,6 +255,20 @@ def _main_header(view: memoryview, offset: int, boxed: bool) -> Codestream:
         styles=tuple(name for bit, name in STYLES.items() if style & bit),
         region_of_interest=region,
     )
+
+
+def _tile_parts_complete(view: memoryview, position: int) -> bool:
+    """Whether every tile-part from `position` on lies within the bytes (15444-1 A.4.2)."""
+    end, parts = len(view), 0
+    while position + 12 <= end and _u16(view, position) == 0xFF90:
+        length = _u32(view, position + 6)
+        if length == 0:  # the last tile-part: up to EOC
+            return bytes(view[-64:]).rstrip(b"\0").endswith(b"\xff\xd9")
+        if length < 14:
+            return False
+        position += length
+        parts += 1
+    return parts > 0 and position <= end
 
 
 # ---------------------------------------------------------------- JPEG and JPEG-LS
@@ -323,6 +341,8 @@ def _jpeg(view: memoryview) -> Codestream:
         signed=False,
         components=frame["components"],
         length=end,
+        # Entropy-coded data never holds FF D9: after FF comes 00 (T.81 F.1.2.3) or a 0 bit (T.87).
+        complete=bytes(view[position:]).rfind(b"\xff\xd9") >= 0,
         process=_PROCESSES.get(process, f"SOF{process - 0xC0}"),
         predictor=first if kind == "jpeg-lossless" else 0,
         point_transform=shift if kind == "jpeg-lossless" else 0,

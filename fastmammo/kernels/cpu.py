@@ -82,18 +82,26 @@ def _low_pass(x, out):  # type: ignore[no-untyped-def]
 
 def clip_to(
     values: NDArray[np.generic], first: int, last: int, dtype: np.dtype[np.generic]
-) -> NDArray[np.generic]:
-    """Return values clipped to first..last as `dtype`, which must hold that range."""
+) -> tuple[NDArray[np.generic], int, int]:
+    """Clip values to first..last.
+
+    Returns:
+        The values as `dtype`, which must hold that range, and the lowest and highest value before.
+    """
     out = np.empty(values.shape, dtype)
-    _clip(values.reshape(-1), first, last, out.reshape(-1))
-    return out
+    low, high = _clip(values.reshape(-1), first, last, out.reshape(-1))
+    return out, low, high
 
 
 @njit
 def _clip(values, first, last, out):  # type: ignore[no-untyped-def]
     low, high = np.int32(first), np.int32(last)
+    lowest = highest = np.int32(values[0])
     for i in range(values.size):
-        out[i] = min(max(np.int32(values[i]), low), high)
+        value = np.int32(values[i])
+        lowest, highest = min(lowest, value), max(highest, value)
+        out[i] = min(max(value, low), high)
+    return lowest, highest
 
 
 def resample(

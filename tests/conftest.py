@@ -1,0 +1,30 @@
+"""Fixtures: the shared real files, and small phantoms as DICOM in any syntax."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmammo.testing import phantom
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("FASTMAMMO_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real test files (FASTMAMMO_TEST_DATA, or ../shared/data beside the checkout)."""
+    if not (DATA / "MANIFEST.csv").is_file():
+        pytest.skip(f"no test files at {DATA}: set FASTMAMMO_TEST_DATA to the folder of real files")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray:
+    """Stored values of a small phantom of odd size: uint16 (301, 233), 12 bits."""
+    made = phantom(301, 233, seed=5).pixels
+    made.setflags(write=False)
+    return made
