@@ -1,1 +1,95 @@
-"""Mammography DICOMs to model-ready images."""
+"""fastmammo: mammography DICOMs to model-ready images.
+
+    DICOM file ─► dicom ─► decode ─► preprocess ─► convert      (a folder of images, a cache)
+                  header    stored    model-ready
+                  + codestream pixels image
+
+One direction only: a stage imports from the stages to its left. Names load on first use, so that
+importing the package costs nothing.
+
+    mammogram = fastmammo.read("view.dcm")               # header facts + codestream
+    pixels = fastmammo.decode(mammogram)                 # stored values (rows, columns)
+    prepare = fastmammo.Preprocessor(size=(1024, 512))
+    batch = prepare(["view.dcm"])                        # .images (N, 1, 1024, 512), .geometry
+    fastmammo.convert("src", "dst")                      # what `fastmammo convert` runs
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmammo.convert import ConvertOptions, Summary, convert
+    from fastmammo.decode import decode
+    from fastmammo.dicom import Codestream, LookupTable, Mammogram, Window, read
+    from fastmammo.errors import FastMammoError, FastMammoWarning
+    from fastmammo.preprocess import (
+        Batch,
+        Config,
+        Failure,
+        Geometry,
+        Prepared,
+        Preprocessor,
+        apply_voi,
+        find_breast,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "preprocess",
+    "Codestream": "dicom",
+    "Config": "preprocess",
+    "ConvertOptions": "convert",
+    "Failure": "preprocess",
+    "FastMammoError": "errors",
+    "FastMammoWarning": "errors",
+    "Geometry": "preprocess",
+    "LookupTable": "dicom",
+    "Mammogram": "dicom",
+    "Prepared": "preprocess",
+    "Preprocessor": "preprocess",
+    "Summary": "convert",
+    "Window": "dicom",
+    "apply_voi": "preprocess",
+    "convert": "convert",
+    "decode": "decode",
+    "find_breast": "preprocess",
+    "read": "dicom",
+}
+
+__all__ = [
+    "Batch",
+    "Codestream",
+    "Config",
+    "ConvertOptions",
+    "Failure",
+    "FastMammoError",
+    "FastMammoWarning",
+    "Geometry",
+    "LookupTable",
+    "Mammogram",
+    "Prepared",
+    "Preprocessor",
+    "Summary",
+    "Window",
+    "__version__",
+    "apply_voi",
+    "convert",
+    "decode",
+    "find_breast",
+    "read",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastmammo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastmammo.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,12 +1,12 @@
 """The errors and warnings of fastmammo.
 
-    FastMammoError                          every error below; has .path and .frame where they are known
+    FastMammoError                          the root; .path and .frame where they are known
     ├── ReadError                           the bytes are not a usable mammogram
     │   ├── NotDicomError (ValueError)      not a DICOM file at all: `convert` skips such files
     │   ├── TruncatedFileError              the file ends in the middle of an element
     │   ├── MissingAttributeError           an attribute that is needed is absent or empty
     │   ├── NotImageError                   DICOM, but a report, a DICOMDIR...: `convert` skips them
-    │   └── UnsupportedImageError           DICOM, but no greyscale image: colour, palette, no pixels
+    │   └── UnsupportedImageError           an image, but not grey: colour, palette, no pixels
     ├── DecodeError                         the codestream did not become pixels
     │   ├── UnsupportedSyntaxError          no backend can decode this transfer syntax or style
     │   ├── BackendUnavailableError (ImportError)   one could; says what to install

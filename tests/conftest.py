@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from fastmammo.testing import phantom
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FASTMAMMO_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -16,7 +19,7 @@ DATA = Path(os.environ.get("FASTMAMMO_TEST_DATA", ROOT.parent / "shared" / "data
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of real test files (FASTMAMMO_TEST_DATA, or ../shared/data beside the checkout)."""
+    """The folder of real test files: FASTMAMMO_TEST_DATA, or ../shared/data."""
     if not (DATA / "MANIFEST.csv").is_file():
         pytest.skip(f"no test files at {DATA}: set FASTMAMMO_TEST_DATA to the folder of real files")
     return DATA

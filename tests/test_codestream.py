@@ -71,7 +71,7 @@ def siz(data: bytes, field: int, value: int, width: int = 4) -> bytes:
 
 def test_impossible_headers(pixels: np.ndarray) -> None:
     data = coded(pixels, "90")
-    with pytest.raises(CorruptCodestreamError, match="no jpeg2000 codestream: .* begin with"):
+    with pytest.raises(CorruptCodestreamError, match=r"no jpeg2000 codestream: .* begin with"):
         inspect_codestream(b"\0" * 40, "jpeg2000")
     with pytest.raises(CorruptCodestreamError, match="image 0 x 233"):
         inspect_codestream(siz(data, 12, 0), "jpeg2000")

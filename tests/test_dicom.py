@@ -62,7 +62,13 @@ def test_header_facts(pixels: np.ndarray) -> None:
             },
         )
     )
-    assert (m.rows, m.columns, m.bits_allocated, m.bits_stored, m.high_bit) == (301, 233, 16, 12, 11)
+    assert (m.rows, m.columns, m.bits_allocated, m.bits_stored, m.high_bit) == (
+        301,
+        233,
+        16,
+        12,
+        11,
+    )
     assert (m.image_laterality, m.view_position, m.patient_id) == ("R", "MLO", "P17")
     assert m.patient_age == 57
     assert m.manufacturer == "ACME"

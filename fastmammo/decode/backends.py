@@ -37,8 +37,7 @@ class Backend(Protocol):
 
 
 BACKENDS: Mapping[str, Backend] = {
-    module.NAME: cast("Backend", module)  # type: ignore[attr-defined]
-    for module in (native, openjpeg, imagecodecs, pylibjpeg)
+    module.NAME: cast("Backend", module) for module in (native, openjpeg, imagecodecs, pylibjpeg)
 }
 
 PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {

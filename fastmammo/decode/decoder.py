@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class FrameDecoder:
             raise
         self.codec_levels = self._codec_levels()
         self._reduced: dict[int, NDArray[np.int32]] = {}
-        self._levels: dict[int, NDArray[np.generic]] = {}
+        self._levels: dict[int, NDArray[Any]] = {}
         self.beyond_range = False
         """Whether decoded values lie beyond Bits Stored, by more than a low-pass can overshoot."""
         self.used: list[str] = []
@@ -90,10 +90,10 @@ class FrameDecoder:
     def dtype(self) -> np.dtype[np.generic]:
         """The type of the stored values at any level: uint8, int8, uint16 or int16."""
         sign = "int" if self.first < 0 else "uint"
-        bits = 8 if -128 <= self.first and self.last <= (127 if self.first < 0 else 255) else 16
+        bits = 8 if self.first >= -128 and self.last <= (127 if self.first < 0 else 255) else 16
         return np.dtype(f"{sign}{bits}")
 
-    def at(self, level: int) -> NDArray[np.generic]:
+    def at(self, level: int) -> NDArray[Any]:
         """Return the stored values (ceil(rows / 2^level), ceil(columns / 2^level)).
 
         Raises: see `decode`.
@@ -111,14 +111,14 @@ class FrameDecoder:
                 self.seconds += time.perf_counter() - start
         return self._levels[level]
 
-    def _make(self, level: int) -> NDArray[np.generic]:
+    def _make(self, level: int) -> NDArray[Any]:
         if level == 0:
             pixels = self._interpret(self._decode(self.backend, 0))
             if self.codestream.precision > self.mammogram.bits_stored:
                 self._note_range(int(pixels.min()), int(pixels.max()), 0)
             return pixels
         if level <= self.codec_levels and 0 not in self._levels:
-            values: NDArray[np.generic] = self._decode(self._level_backend, level)
+            values: NDArray[Any] = self._decode(self._level_backend, level)
         else:
             values = self._reduce(level)
         clipped, lowest, highest = kernels.clip_to(values, self.first, self.last, self.dtype)
@@ -130,7 +130,7 @@ class FrameDecoder:
         if lowest < self.first - slack or highest > self.last + slack:
             self.beyond_range = True
 
-    def _decode(self, backend: Backend, level: int) -> NDArray[np.generic]:
+    def _decode(self, backend: Backend, level: int) -> NDArray[Any]:
         pixels = backend.decode(self.data, self.codestream, level, self.threads)
         scale = 1 << level
         wanted = -(-self.codestream.rows // scale), -(-self.codestream.columns // scale)
@@ -179,8 +179,8 @@ class FrameDecoder:
         if c.signed and not m.signed:
             bits, signed = c.precision, True
             self.notes.append(
-                f"the codestream is signed, Pixel Representation (0028,0103) is 0: the codestream's "
-                f"sign and {c.precision} bits count"
+                f"the codestream is signed, Pixel Representation (0028,0103) is 0: the "
+                f"codestream's sign and {c.precision} bits count"
             )
         if m.transfer_syntax.encapsulated and c.format != "rle":
             if c.precision != m.bits_stored and c.precision != m.bits_allocated:
@@ -195,7 +195,7 @@ class FrameDecoder:
                 )
         return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
 
-    def _interpret(self, pixels: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _interpret(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Return decoded samples as stored values: byte order, shift, sign, type."""
         m, c = self.mammogram, self.codestream
         if not pixels.dtype.isnative:
@@ -220,7 +220,7 @@ def decode(
     level: int = 0,
     threads: int = 1,
     max_pixels: int = MAX_PIXELS,
-) -> NDArray[np.generic]:
+) -> NDArray[Any]:
     """Return one frame's stored values at 1/2^level.
 
     Args:
@@ -304,7 +304,7 @@ def _check(m: Mammogram, c: Codestream, length: int, max_pixels: int) -> None:
             f"{m.bits_allocated}: one of them is damaged"
         )
     # The fewest bits that a pixel can cost: one Huffman code (T.81 H), two codes a block of 64
-    # pixels (T.81 F), two bytes of PackBits for 128 bytes. JPEG-LS and JPEG 2000 have no such floor.
+    # pixels (T.81 F), two bytes of PackBits for 128. JPEG-LS and JPEG 2000 have no such floor.
     floors = {"jpeg-lossless": 1.0, "jpeg": 2 / 64, "rle": 2 / 128 * c.precision}
     least = int(c.pixels * floors.get(c.format, 0.0) / 8)
     if length < least:
@@ -314,7 +314,7 @@ def _check(m: Mammogram, c: Codestream, length: int, max_pixels: int) -> None:
         )
 
 
-def _native_values(pixels: NDArray[np.generic], m: Mammogram) -> NDArray[np.generic]:
+def _native_values(pixels: NDArray[Any], m: Mammogram) -> NDArray[Any]:
     """Return uncompressed or RLE samples with High Bit and sign applied (PS3.5 8.1.1)."""
     width = 8 * pixels.dtype.itemsize
     below = max(m.high_bit + 1 - m.bits_stored, 0)

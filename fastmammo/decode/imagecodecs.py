@@ -6,6 +6,8 @@ pylibjpeg), at every predictor and 2 to 16 bits; all of these let go of the GIL.
 
 from __future__ import annotations
 
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,13 +68,19 @@ def decode(
         "jpeg": imagecodecs.jpeg8_decode,
         "jpeg-lossless": imagecodecs.jpeg8_decode,
         "jpeg-ls": imagecodecs.jpegls_decode,
-        "htj2k": imagecodecs.htj2k_decode,
         "jpeg2000": imagecodecs.jpeg2k_decode,
+        "htj2k": imagecodecs.htj2k_decode,
     }
     try:
         if codestream.format == "rle":
             return _rle(view, codestream)
-        pixels = functions[codestream.format](view)
+        with _SwallowedErrors() as swallowed:
+            pixels = functions[codestream.format](view)
+        if swallowed:
+            raise CorruptCodestreamError(
+                f"imagecodecs ({codestream.format}) refused the codestream ({len(view)} bytes) "
+                f"half-way: {'; '.join(swallowed)}"
+            )
     except CorruptCodestreamError:
         raise
     except Exception as error:  # each codec has an error class of its own, all RuntimeError or so
@@ -80,6 +88,45 @@ def decode(
             f"imagecodecs ({codestream.format}) refused the codestream ({len(view)} bytes): {error}"
         ) from error
     return np.asarray(pixels)
+
+
+class _SwallowedErrors:
+    """Notices errors that imagecodecs prints as "ignored" and then returns as if all were well.
+
+    Its HTJ2K reader does so half-way through a damaged codestream: the rest of the image stays 0.
+    Python hands such errors to sys.unraisablehook, in the thread that called; ours stands there
+    only while a decode is under way, and passes on what is not imagecodecs'.
+    """
+
+    _lock = threading.Lock()
+    _local = threading.local()
+    _depth = 0
+    _previous: Any = None
+
+    def __enter__(self) -> list[str]:
+        with self._lock:
+            if _SwallowedErrors._depth == 0:
+                _SwallowedErrors._previous = sys.unraisablehook
+                sys.unraisablehook = self._notice
+            _SwallowedErrors._depth += 1
+        self._local.words = []
+        words: list[str] = self._local.words
+        return words
+
+    def __exit__(self, *exception: object) -> None:
+        self._local.words = None
+        with self._lock:
+            _SwallowedErrors._depth -= 1
+            if _SwallowedErrors._depth == 0:
+                sys.unraisablehook = _SwallowedErrors._previous
+
+    @classmethod
+    def _notice(cls, unraisable: Any) -> None:
+        words = getattr(cls._local, "words", None)
+        if words is not None and str(unraisable.object).startswith("imagecodecs"):
+            words.append(str(unraisable.exc_value))
+        else:
+            cls._previous(unraisable)
 
 
 def _rle(view: memoryview, codestream: Codestream) -> NDArray[np.generic]:
@@ -105,7 +152,7 @@ def _rle(view: memoryview, codestream: Codestream) -> NDArray[np.generic]:
             raise CorruptCodestreamError(
                 f"RLE segment {i + 1} at bytes {start} to {stop} of {len(view)}: damaged header"
             )
-        plane = imagecodecs.packbits_decode(view[start:stop], out=size)
+        plane = imagecodecs.packbits_decode(bytes(view[start:stop]), out=size)
         if len(plane) < size:
             raise CorruptCodestreamError(
                 f"RLE segment {i + 1} holds {len(plane)} bytes, wanted {size}: it is truncated"

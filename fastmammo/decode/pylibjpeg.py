@@ -1,4 +1,4 @@
-"""pylibjpeg's decoders, a second opinion: OpenJPEG through pylibjpeg-openjpeg, libjpeg if installed.
+"""pylibjpeg's decoders, a second opinion: OpenJPEG, and libjpeg where it is installed.
 
 pylibjpeg-libjpeg is under the GPL and therefore no dependency; where it is installed it serves
 `backend="pylibjpeg"` for the JPEG and JPEG-LS syntaxes.
@@ -60,12 +60,12 @@ def decode(
     view = memoryview(data)[codestream.offset : codestream.offset + codestream.length]
     try:
         if codestream.format in _OPENJPEG:
-            import openjpeg
+            from openjpeg.utils import decode as openjpeg_decode
 
-            return np.asarray(openjpeg.decode(bytes(view)))
-        import libjpeg
+            return np.asarray(openjpeg_decode(bytes(view)))
+        from libjpeg.utils import decode as libjpeg_decode
 
-        pixels = np.asarray(libjpeg.decode(bytes(view)))
+        pixels = np.asarray(libjpeg_decode(bytes(view)))
         return pixels.reshape(codestream.rows, codestream.columns)
     except ImportError as error:
         raise BackendUnavailableError(

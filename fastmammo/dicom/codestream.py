@@ -1,4 +1,4 @@
-"""Reading a codestream's own header: takes one frame's bytes, gives a `Codestream`; decodes nothing.
+"""Reading a codestream's header: takes one frame's bytes, gives a `Codestream`, decodes nothing.
 
 What the codestream says of itself (size, precision, sign, tiles, levels, styles) decides the
 backend and refuses a size bomb before any decoder sees the bytes.
@@ -111,8 +111,8 @@ def inspect_codestream(data: bytes | memoryview, family: str) -> Codestream:
         found = _jpeg(view)
     else:
         raise CorruptCodestreamError(
-            f"no {family} codestream: the frame's {len(view)} bytes begin with {head[:8].hex(' ')!r}, "
-            "wanted FF 4F FF 51 (JPEG 2000), a JP2 box or FF D8 (JPEG); "
+            f"no {family} codestream: the frame's {len(view)} bytes begin with "
+            f"{head[:8].hex(' ')!r}, wanted FF 4F FF 51 (JPEG 2000), a JP2 box or FF D8 (JPEG); "
             "the frame may be damaged or its offset table wrong"
         )
     if found.components != 1:
@@ -199,7 +199,9 @@ def _main_header(view: memoryview, offset: int, boxed: bool) -> Codestream:
     tiles_across = -(-(column0 + columns - tile_column0) // tile_columns)
     tiles = tiles_down * tiles_across
     if tiles > 65535 or tiles < 1:
-        raise CorruptCodestreamError(f"impossible SIZ marker: {tiles} tiles, allowed are 1 to 65535")
+        raise CorruptCodestreamError(
+            f"impossible SIZ marker: {tiles} tiles, allowed are 1 to 65535"
+        )
 
     levels, style, wavelet, progression, layers = -1, 0, 0, 0, 1
     block_rows = block_columns = 0

@@ -1,4 +1,4 @@
-"""Finding frames in Pixel Data: takes the element's bytes, gives one byte string a frame (PS3.5 A.4).
+"""Finding frames in Pixel Data (PS3.5 A.4): takes the element's bytes, gives one string a frame.
 
 Fragments are found by walking the item tags, never by searching for markers in the data; the
 offset tables are believed only where they point at items.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fastmammo.errors import ReadError, TruncatedFileError
 
@@ -153,7 +154,7 @@ def _by_offsets(
     if len(offsets) != count or not all(offset in index for offset in offsets):
         return None
     starts = [index[offset] for offset in offsets]
-    if starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+    if starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
         return None
     ends = [*starts[1:], len(fragments)]
     return [fragments[a:b] for a, b in zip(starts, ends, strict=True)]

@@ -204,9 +204,7 @@ def _parse_deflated(view: memoryview) -> tuple[Dataset, memoryview, int]:
             f"the deflated data set grows beyond {_MAX_INFLATED} bytes from {len(view)}: refused"
         )
     body = BytesIO(inflated)
-    dataset = read_dataset(
-        body, False, True, stop_when=lambda tag, vr, length: tag == _PIXEL_DATA
-    )
+    dataset = read_dataset(body, False, True, stop_when=lambda tag, vr, length: tag == _PIXEL_DATA)
     dataset.file_meta = FileMetaDataset(meta)
     return dataset, memoryview(inflated), body.tell()
 

@@ -1,0 +1,23 @@
+"""Stored values → model-ready image, all in integers: VOI LUT, Otsu crop, flip, resampling."""
+
+from fastmammo.preprocess.config import Config
+from fastmammo.preprocess.geometry import Geometry
+from fastmammo.preprocess.pipeline import Batch, Failure, Prepared, Preprocessor
+from fastmammo.preprocess.roi import Roi, find_breast, roi_level
+from fastmammo.preprocess.voi import VoiTable, WindowChoice, apply_voi, voi_table
+
+__all__ = [
+    "Batch",
+    "Config",
+    "Failure",
+    "Geometry",
+    "Prepared",
+    "Preprocessor",
+    "Roi",
+    "VoiTable",
+    "WindowChoice",
+    "apply_voi",
+    "find_breast",
+    "roi_level",
+    "voi_table",
+]

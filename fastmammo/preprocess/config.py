@@ -1,0 +1,95 @@
+"""The settings of pre-processing: one frozen dataclass, checked in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from fastmammo.errors import ConfigError
+from fastmammo.preprocess.voi import WindowChoice
+
+PIXEL_VERSION = 1
+"""Raised whenever the same settings and input would give other pixels than before."""
+
+
+def _option(default: Any, help: str, *, choices: tuple[Any, ...] = (), pixels: bool = True) -> Any:
+    """Declare a field: its help line, its allowed values, and whether it changes pixels."""
+    metadata = {"help": help, "choices": choices, "pixels": pixels}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """How stored values become an image. Every field but `device` and `threads` changes pixels."""
+
+    size: tuple[int, int] = _option(
+        (1024, 512), "rows and columns of the output, for example 1024x512"
+    )
+    bits: int = _option(8, "bits of an output pixel", choices=(8, 16))
+    scale: str = _option(
+        "auto",
+        "auto: decode no more resolution than the output needs; full: decode every pixel",
+        choices=("auto", "full"),
+    )
+    oversample: float = _option(
+        1.0, "auto decodes a level only if the crop there is at least this many times the output"
+    )
+    crop: str = _option(
+        "breast",
+        "breast: crop to the breast (Otsu, largest component); none: keep the frame",
+        choices=("breast", "none"),
+    )
+    margin: float = _option(0.01, "margin around the breast, as a share of the frame's longer side")
+    flip: str = _option(
+        "none",
+        "side on which the chest wall comes to lie: left, right, or none to keep it as it is",
+        choices=("none", "left", "right"),
+    )
+    window: str = _option(
+        "auto",
+        "auto (the file's first usable window or VOI LUT), none, minmax, CENTER,WIDTH[,FUNCTION], "
+        "window:INDEX, lut:INDEX or explanation:TEXT",
+    )
+    frame: int = _option(0, "index of the frame, in multi-frame files")
+    backend: str = _option("auto", "decoder: auto, openjpeg, imagecodecs, pylibjpeg or numpy")
+    device: str = _option("cpu", "device that decodes and computes", choices=("cpu",), pixels=False)
+
+    def __post_init__(self) -> None:
+        size = tuple(self.size) if isinstance(self.size, (tuple, list)) else ()
+        if len(size) != 2 or not all(isinstance(v, int) and 1 <= v <= 16384 for v in size):
+            raise ConfigError(
+                f"size: got {self.size!r}, wanted (rows, columns), two whole numbers 1 to 16384"
+            )
+        object.__setattr__(self, "size", size)
+        for each in fields(self):
+            value, choices = getattr(self, each.name), each.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"{each.name}: got {value!r}, allowed are {', '.join(map(str, choices))}"
+                )
+        for name, low, high in (("oversample", 0.1, 16.0), ("margin", 0.0, 0.5)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not low <= value <= high:
+                raise ConfigError(f"{name}: got {value!r}, allowed is {low} to {high}")
+            object.__setattr__(self, name, float(value))
+        if not isinstance(self.frame, int) or self.frame < 0:
+            raise ConfigError(f"frame: got {self.frame!r}, wanted a whole number from 0")
+        WindowChoice.parse(self.window)
+        from fastmammo.decode import BACKENDS
+
+        if self.backend != "auto" and self.backend not in BACKENDS:
+            raise ConfigError(
+                f"backend: got {self.backend!r}, allowed are auto, {', '.join(BACKENDS)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-able values."""
+        return {**asdict(self), "size": list(self.size)}
+
+    def digest(self) -> str:
+        """Return 16 hex digits over everything that decides the pixels of an output."""
+        pixels = {f.name: self.to_dict()[f.name] for f in fields(self) if f.metadata["pixels"]}
+        text = json.dumps({"pixel_version": PIXEL_VERSION, **pixels}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,153 @@
+"""What `fastmammo doctor` finds: device, versions, and syntax by backend, each one really tried."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from fastmammo import __version__
+from fastmammo.decode import BACKENDS, PREFERENCE, decode
+from fastmammo.dicom import SYNTAXES, read
+from fastmammo.errors import FastMammoError
+
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "pydicom",
+    "imagecodecs",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-libjpeg",
+    "pillow",
+    "torch",
+    "timm",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
+
+
+def diagnose() -> dict[str, Any]:
+    """Return device, versions, backends and what each makes of a test frame in each syntax.
+
+    A cell is "exact" or "within 16 (lossy)" where the backend gave the test frame's values, else
+    the reason why not. "ok" is False where no backend decodes one of the syntaxes.
+    """
+    backends = {}
+    for name, backend in BACKENDS.items():
+        need = backend.missing()
+        backends[name] = {"version": None if need else backend.version(), "missing": need}
+    table: dict[str, dict[str, str]] = {}
+    chosen: dict[str, str] = {}
+    for uid in SYNTAXES:
+        pixels, data = _test_file(uid)
+        mammogram = read(data)
+        table[uid] = {name: _try(mammogram, pixels, name) for name in BACKENDS}
+        order = PREFERENCE[mammogram.codestream().format, "cpu"]
+        works = [n for n in order if table[uid][n].startswith(("exact", "within"))]
+        chosen[uid] = works[0] if works else "none"
+    return {
+        "fastmammo": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": {"cpu": _cpu(), "cuda": "not used: this version decodes on the CPU"},
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "backends": backends,
+        "syntaxes": {uid: syntax.name for uid, syntax in SYNTAXES.items()},
+        "table": table,
+        "chosen": chosen,
+        "ok": "none" not in chosen.values(),
+    }
+
+
+def text(found: dict[str, Any]) -> str:
+    """Return the findings as lines for a terminal."""
+    lines = [
+        f"fastmammo {found['fastmammo']}, Python {found['python']}, {found['platform']}",
+        *(f"device {name}: {what}" for name, what in found["devices"].items()),
+        "packages: "
+        + ", ".join(f"{name} {v}" for name, v in found["packages"].items() if v is not None),
+        "not installed (optional): "
+        + ", ".join(name for name, v in found["packages"].items() if v is None),
+        "",
+        *(
+            f"backend {name}: {b['version'] or 'missing: ' + b['missing']}"
+            for name, b in found["backends"].items()
+        ),
+        "",
+        "what each backend made of a test frame (* is the one that `auto` takes):",
+    ]
+    width = max(len(name) for name in found["syntaxes"].values())
+    for uid, row in found["table"].items():
+        cells = [
+            f"{name}{'*' if name == found['chosen'][uid] else ''}: {cell}"
+            for name, cell in row.items()
+            if not cell.startswith("does not decode")
+        ]
+        lines.append(f"  {found['syntaxes'][uid]:<{width}}  {'; '.join(cells)}")
+    return "\n".join(lines)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """Return the table of syntaxes and backends as Markdown."""
+    names = list(found["backends"])
+    lines = [
+        f"| transfer syntax | UID | {' | '.join(names)} |",
+        "| --- | --- |" + " --- |" * len(names),
+    ]
+    for uid, row in found["table"].items():
+        cells = []
+        for name in names:
+            cell = "–" if row[name].startswith("does not decode") else row[name]
+            cells.append(f"**{cell}**" if name == found["chosen"][uid] else cell)
+        lines.append(f"| {found['syntaxes'][uid]} | {uid} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _test_file(uid: str) -> tuple[np.ndarray, bytes]:
+    """Return a small phantom's stored values and its DICOM file in one syntax."""
+    from fastmammo.testing import phantom, write_dicom
+
+    bits = 8 if uid == "1.2.840.10008.1.2.4.50" else 12
+    pixels = phantom(96, 80, seed=1, bits_stored=bits).pixels
+    if bits == 8:
+        pixels = pixels.astype(np.uint8)
+    return pixels, write_dicom(pixels, transfer_syntax_uid=uid, bits_stored=bits)
+
+
+def _try(mammogram: Any, pixels: np.ndarray, backend: str) -> str:
+    codestream = mammogram.codestream()
+    if codestream.format not in BACKENDS[backend].FORMATS:
+        return f"does not decode {codestream.format}"
+    try:
+        decoded = decode(mammogram, backend=backend)
+    except FastMammoError as error:
+        return str(error).splitlines()[-1].strip().removeprefix(f"{backend}: ")
+    difference = int(np.abs(decoded.astype(np.int32) - pixels).max())
+    if difference == 0:
+        return "exact"
+    if mammogram.transfer_syntax.lossless:
+        return f"WRONG by up to {difference}"
+    return f"within {difference} (lossy)"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            model = next(line.split(":", 1)[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{model}, {cores} cores"

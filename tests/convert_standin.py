@@ -1,0 +1,161 @@
+"""A stand-in for the preprocessor that obeys its input, and a run that is killed at a chosen point.
+
+The input's bytes say what happens: "DICM" makes an image of noise from their digest, and further
+words make it hang, abort, wait, kill and so on. As a program it runs `convert` for tests that kill
+it: SRC DST FORMAT [POINT COUNT].
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastmammo.errors import CorruptCodestreamError, NotDicomError
+from fastmammo.preprocess import Config
+
+PREPROCESSOR = "convert_standin:StandIn"
+SIZE = (24, 16)
+
+
+@dataclass
+class Image:
+    image: np.ndarray
+    record: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.25})
+
+
+class StandIn:
+    """Has what convert asks of a preprocessor."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def prepare(self, path: str) -> Image:
+        data = Path(path).read_bytes()
+        if b"DICM" not in data:
+            raise NotDicomError(f"{path}: not DICOM")
+        for word in data.decode().split()[1:]:
+            name, _, value = word.partition(":")
+            getattr(self, "do_" + name, lambda *_: None)(path, value)
+        seed = int(hashlib.sha256(data).hexdigest()[:8], 16)
+        kind = np.uint8 if self.config.bits == 8 else np.uint16
+        noise = np.random.default_rng(seed).integers(0, 1 << self.config.bits, self.config.size)
+        return Image(noise.astype(kind), {"level": np.int64(1), "rule": "window 0", "share": 0.1})
+
+    def do_broken(self, path: str, _: str) -> None:
+        raise CorruptCodestreamError(f"{path}: frame 0: no end of codestream")
+
+    def do_defect(self, *_: str) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    def do_memory(self, *_: str) -> None:
+        raise MemoryError
+
+    def do_hang(self, *_: str) -> None:
+        time.sleep(600)
+
+    def do_abort(self, *_: str) -> None:
+        os.abort()
+
+    def do_die_once(self, _: str, marker: str) -> None:
+        if not os.path.exists(marker):
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_wait(self, _: str, folder: str) -> None:
+        """Say that the file is in hand, and wait until the test lets it go."""
+        Path(folder, f"started-{os.getpid()}").touch()
+        while not os.path.exists(os.path.join(folder, "go")):
+            time.sleep(0.01)
+
+    def do_grow(self, path: str, _: str) -> None:
+        with open(path, "ab") as file:
+            file.write(b" more")
+
+    def do_disk_full(self, _: str, marker: str) -> None:
+        """Let the disk be full as long as the marker is there."""
+        from fastmammo.convert import writers
+
+        def fsync(_: int) -> None:
+            if os.path.exists(marker):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        writers.os = type("os", (), {**vars(os), "fsync": staticmethod(fsync)})
+
+    def do_kill_parent(self, _: str, value: str) -> None:
+        """Kill the run between write and rename, or between rename and journal, once."""
+        from fastmammo.convert import writers
+
+        point, marker = value.split(",")
+
+        def replace(source: str, target: str) -> None:
+            if point == "renamed":
+                os.replace(source, target)
+            if not os.path.exists(marker):
+                Path(marker).touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                time.sleep(600)  # the worker does not outlive its parent
+            if point == "written":
+                os.replace(source, target)
+
+        writers.os = type("os", (), {**vars(os), "replace": staticmethod(replace)})
+
+
+def kill_at(point: str, count: int) -> None:
+    """Let this process die at the count-th call of a function of the run, before or after it."""
+    from fastmammo.convert import journal, packed, plan, run
+
+    owners: dict[str, tuple[Any, str]] = {
+        "add": (journal.Journal, "add"),
+        "redo": (journal.Journal, "redo"),
+        "add_packed": (journal.Journal, "add_packed"),
+        "copy": (packed.Packed, "_copy"),
+        "gather": (packed.Packed, "gather"),
+        "load": (packed.Packed, "load"),
+        "forget": (plan.Plan, "_forget"),
+        "tables": (run, "write_tables"),
+    }
+    when, _, name = point.partition("-")
+    owner, attribute = owners[name]
+    original = getattr(owner, attribute)
+    calls = 0
+
+    def killing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **kwargs)
+        if calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, attribute, killing)
+
+
+def main() -> int:
+    from fastmammo.convert import ConvertOptions, convert
+
+    src, dst, kind, *point = sys.argv[1:]
+    if point:
+        kill_at(point[0], int(point[1]))
+    options = ConvertOptions(format=kind, workers=2)
+    summary = convert(
+        src, dst, config=Config(size=SIZE), options=options, preprocessor=PREPROCESSOR
+    )
+    print(json.dumps(summary.to_dict()))
+    return summary.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

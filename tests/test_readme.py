@@ -1,0 +1,76 @@
+"""The README's commands and code run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fastmammo
+from fastmammo.cli import main
+from fastmammo.testing import phantom, write_dicom
+
+if TYPE_CHECKING:
+    import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    """Return the code block after a marker."""
+    found = re.search(rf"<!-- command: {name} -->\n```\w+\n(.*?)```", README, re.S)
+    assert found, name
+    return found.group(1)
+
+
+def files(folder: Path) -> None:
+    for i in range(3):
+        path = folder / "train_images" / f"{100 + i}" / f"{i}.dcm"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(write_dicom(phantom(200, 160, seed=i).pixels, seed=i))
+    (folder / "view.dcm").write_bytes(path.read_bytes())
+
+
+def test_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in block("shell").splitlines() if line.strip()]
+    assert len(lines) == 3
+    for line in lines:
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "fastmammo"
+        assert main(arguments) == 0, line
+    assert (tmp_path / "out" / "manifest.csv").is_file()
+    assert (tmp_path / "view.png").is_file()
+
+
+def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(compile(block("python"), "README.md", "exec"), scope)
+    assert scope["batch"].images.shape == (1, 1, 1024, 512)  # type: ignore[attr-defined]
+    assert scope["summary"].ok == 3  # type: ignore[attr-defined]
+
+
+def test_set_up_commands_name_what_exists() -> None:
+    assert "fastmammo demo" in block("demo")
+    assert 'pip install -e ".[dev]"' in block("tests")
+    assert "pytest" in block("tests")
+
+
+def test_the_table_is_what_doctor_prints() -> None:
+    from fastmammo.report.doctor import diagnose, markdown
+
+    table = re.search(r"<!-- table: doctor -->\n(.*?)\n?<!-- end of table -->", README, re.S)
+    assert table
+    here = markdown(diagnose()).splitlines()
+    there = table.group(1).splitlines()
+    assert [line.split("|")[1:3] for line in there] == [line.split("|")[1:3] for line in here]
+
+
+def test_version() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{fastmammo.__version__}"' in text
