@@ -1,11 +1,12 @@
 """fastmammo: mammography DICOMs to model-ready images.
 
-    DICOM file ─► dicom ─► decode ─► preprocess ─► convert      (a folder of images, a cache)
-                  header    stored    model-ready
-                  + codestream pixels image
+    DICOM file ─► dicom ─► decoding ─► preprocess ─► conversion  (a folder of images, an array)
+                  header    stored     model-ready
+                  + codestream pixels  image
 
 One direction only: a stage imports from the stages to its left. Names load on first use, so that
-importing the package costs nothing.
+importing the package costs nothing. (`decode` and `convert` are functions, hence the folders'
+names: Python binds a subpackage to its parent's attribute of the same name.)
 
     mammogram = fastmammo.read("view.dcm")               # header facts + codestream
     pixels = fastmammo.decode(mammogram)                 # stored values (rows, columns)
@@ -20,8 +21,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmammo.convert import ConvertOptions, Summary, convert
-    from fastmammo.decode import decode
+    from fastmammo.conversion import ConvertOptions, Summary, convert
+    from fastmammo.decoding import decode
     from fastmammo.dicom import Codestream, LookupTable, Mammogram, Window, read
     from fastmammo.errors import FastMammoError, FastMammoWarning
     from fastmammo.preprocess import (
@@ -41,7 +42,7 @@ _HOMES = {
     "Batch": "preprocess",
     "Codestream": "dicom",
     "Config": "preprocess",
-    "ConvertOptions": "convert",
+    "ConvertOptions": "conversion",
     "Failure": "preprocess",
     "FastMammoError": "errors",
     "FastMammoWarning": "errors",
@@ -50,11 +51,11 @@ _HOMES = {
     "Mammogram": "dicom",
     "Prepared": "preprocess",
     "Preprocessor": "preprocess",
-    "Summary": "convert",
+    "Summary": "conversion",
     "Window": "dicom",
     "apply_voi": "preprocess",
-    "convert": "convert",
-    "decode": "decode",
+    "convert": "conversion",
+    "decode": "decoding",
     "find_breast": "preprocess",
     "read": "dicom",
 }

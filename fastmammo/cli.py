@@ -18,7 +18,7 @@ from fastmammo.errors import ConfigError, FastMammoError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from fastmammo.convert import Summary
+    from fastmammo.conversion import Summary
     from fastmammo.preprocess import Config
 
 _EPILOG = "Exit codes: 0 fine, 1 some files failed (listed), 2 could not run."
@@ -135,7 +135,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    from fastmammo.convert import ConvertOptions
+    from fastmammo.conversion import ConvertOptions
     from fastmammo.preprocess import Config
 
     parser.add_argument(
@@ -151,7 +151,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parsed: argparse.Namespace) -> int:
-    from fastmammo.convert import ConvertOptions
+    from fastmammo.conversion import ConvertOptions
     from fastmammo.preprocess import Config
 
     config: Config = _take_fields(parsed, Config)
@@ -165,7 +165,7 @@ def _convert(parsed: argparse.Namespace) -> int:
 
 
 def _run_convert(src: str, dst: str, config: Config, options: Any, *, quiet: bool) -> Summary:
-    from fastmammo.convert import convert
+    from fastmammo.conversion import convert
 
     if quiet:
         return convert(src, dst, config=config, options=options)

@@ -84,7 +84,7 @@ class StandIn:
 
     def do_disk_full(self, _: str, marker: str) -> None:
         """Let the disk be full as long as the marker is there."""
-        from fastmammo.convert import writers
+        from fastmammo.conversion import writers
 
         def fsync(_: int) -> None:
             if os.path.exists(marker):
@@ -94,7 +94,7 @@ class StandIn:
 
     def do_kill_parent(self, _: str, value: str) -> None:
         """Kill the run between write and rename, or between rename and journal, once."""
-        from fastmammo.convert import writers
+        from fastmammo.conversion import writers
 
         point, marker = value.split(",")
 
@@ -113,7 +113,7 @@ class StandIn:
 
 def kill_at(point: str, count: int) -> None:
     """Let this process die at the count-th call of a function of the run, before or after it."""
-    from fastmammo.convert import journal, packed, plan, run
+    from fastmammo.conversion import journal, packed, plan, run
 
     owners: dict[str, tuple[Any, str]] = {
         "add": (journal.Journal, "add"),
@@ -144,7 +144,7 @@ def kill_at(point: str, count: int) -> None:
 
 
 def main() -> int:
-    from fastmammo.convert import ConvertOptions, convert
+    from fastmammo.conversion import ConvertOptions, convert
 
     src, dst, kind, *point = sys.argv[1:]
     if point:

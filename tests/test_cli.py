@@ -52,8 +52,8 @@ def test_convert(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["ok"] * 4
     for row in rows:
-        image = Image.open(tmp_path / "a" / row["output"])
-        assert image.size == (96, 128)
+        with Image.open(tmp_path / "a" / row["output"]) as image:
+            assert image.size == (96, 128)
 
 
 def test_convert_says_what_failed(
@@ -91,7 +91,8 @@ def test_inspect(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = capsys.readouterr().out
     for words in ("transfer syntax", "codestream", "window", "box", "rows: 300"):
         assert words in out
-    assert np.asarray(Image.open(picture)).std() > 10
+    with Image.open(picture) as image:
+        assert np.asarray(image).std() > 10
 
 
 def test_inspect_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,8 +128,9 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["demo", str(folder), "--count", "4", "--phantom-size", "300x240", "--quiet"]
     assert main(arguments) == 0
     assert "4 converted, 0 failed" in capsys.readouterr().out
-    assert Image.open(folder / "contact-sheet.png").width > 500
-    assert Image.open(folder / "explained.png").width > 500
+    for name in ("contact-sheet.png", "explained.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 500
 
 
 def test_the_program_is_installed_and_quiet_when_the_pipe_closes(folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from fastmammo.decode import BACKENDS, FrameDecoder, choose, decode
+from fastmammo.decoding import BACKENDS, FrameDecoder, choose, decode
 from fastmammo.dicom import Codestream, Frame, read
 from fastmammo.errors import (
     BackendUnavailableError,

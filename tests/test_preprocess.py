@@ -212,7 +212,8 @@ def test_real_mammograms(data) -> None:
 
     # R-MLO lies mirrored in this collection: its chest wall is at the left, and the flag says so.
     for name, conflict in (("L-CC", False), ("R-MLO", True)):
-        pixels = np.asarray(Image.open(data / "birads" / f"{name}.png"))
+        with Image.open(data / "birads" / f"{name}.png") as image:
+            pixels = np.asarray(image)
         wrapped = write_dicom(
             pixels,
             bits_stored=8,

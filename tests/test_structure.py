@@ -13,7 +13,7 @@ import fastmammo
 import fastmammo.errors
 
 PACKAGE = Path(fastmammo.__file__).parent
-LADDER = ["errors", "dicom", "kernels", "decode", "preprocess", "convert", "report", "cli"]
+LADDER = ["errors", "dicom", "kernels", "decoding", "preprocess", "conversion", "report", "cli"]
 ASIDE = {"testing": {"errors", "dicom", "testing"}}
 
 
@@ -61,6 +61,9 @@ def test_exports() -> None:
     assert sorted(fastmammo.__all__) == fastmammo.__all__ == dir(fastmammo)
     for name in fastmammo.__all__:
         assert getattr(fastmammo, name) is not None
+    # A subpackage of the same name would take the function's place once it is imported.
+    assert callable(fastmammo.convert)
+    assert callable(fastmammo.decode)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         fastmammo.nonsense  # noqa: B018
 

@@ -1,4 +1,4 @@
-"""Takes a small image, gives its histogram and the connected parts of a mask, in integers.
+"""Takes a small image or mask, gives histograms, opened masks and connected parts, in integers.
 
 Labels depend on the mask alone: parts are numbered by their first pixel in row order, whatever
 the order of work, so that a twin on another device gives the same numbers.
@@ -16,27 +16,72 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def histogram(pixels: NDArray[np.generic], first: int, last: int) -> NDArray[np.int64]:
-    """Count the stored values first..last.
+def histogram(
+    pixels: NDArray[np.generic], first: int, last: int, where: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Count the stored values first..last under a mask.
 
     Args:
-        pixels: integers of at most 32 bits, any shape; values outside the range count at its ends.
+        pixels: (rows, columns), integers of at most 32 bits; values outside the range count at
+            its ends.
         first, last: the range, inclusive.
+        where: bool (rows, columns), the pixels to count.
 
     Returns:
         int64 (last - first + 1,).
     """
     counts = np.zeros(last - first + 1, np.int64)
-    _histogram(np.ascontiguousarray(pixels).reshape(-1), first, counts)
+    _histogram(np.ascontiguousarray(pixels), first, np.ascontiguousarray(where), counts)
     return counts
 
 
 @njit
-def _histogram(values, first, counts):  # type: ignore[no-untyped-def]
+def _histogram(pixels, first, where, counts):  # type: ignore[no-untyped-def]
+    rows, columns = pixels.shape
     offset, top = np.int64(first), np.int64(counts.size - 1)
-    for i in range(values.size):
-        index = np.int64(values[i]) - offset
-        counts[min(max(index, np.int64(0)), top)] += 1
+    for y in range(rows):
+        for x in range(columns):
+            if where[y, x]:
+                index = np.int64(pixels[y, x]) - offset
+                counts[min(max(index, np.int64(0)), top)] += 1
+
+
+def dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Return the pixels at most `radius` rows and `radius` columns from the mask."""
+    out = mask
+    for axis in (0, 1):
+        reach = 0
+        while reach < radius:
+            step = min(2 * reach + 1, radius - reach)  # a reach of n covers steps up to 2n + 1
+            wider = out.copy()
+            if axis == 0:
+                wider[step:] |= out[:-step]
+                wider[:-step] |= out[step:]
+            else:
+                wider[:, step:] |= out[:, :-step]
+                wider[:, :-step] |= out[:, step:]
+            out = wider
+            reach += step
+    return out
+
+
+def opened(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Return the union of all squares of side 2 radius + 1 that fit into mask and frame."""
+    if radius == 0:
+        return mask
+    core = ~dilated(~mask, radius)
+    core[:radius] = core[-radius:] = False
+    core[:, :radius] = core[:, -radius:] = False
+    return dilated(core, radius)
+
+
+def largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return the largest 4-connected part, the first of equals; None if the mask is empty."""
+    labels, sizes = components(mask)
+    if sizes.size < 2:
+        return None
+    found: NDArray[np.bool_] = labels == 1 + int(np.argmax(sizes[1:]))
+    return found
 
 
 def components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -53,6 +98,7 @@ def components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.i
     Two passes over the rows with a union-find forest whose roots are the smallest numbers
     (Wu, Otoo and Suzuki 2009, Pattern Analysis and Applications 12, 117-135).
     """
+    mask = np.ascontiguousarray(mask)
     labels = np.zeros(mask.shape, np.int32)
     # a new number starts at most at every second pixel of a row
     parents = np.zeros(mask.shape[0] * ((mask.shape[1] + 1) // 2) + 1, np.int32)

@@ -77,7 +77,7 @@ class Config:
         if not isinstance(self.frame, int) or self.frame < 0:
             raise ConfigError(f"frame: got {self.frame!r}, wanted a whole number from 0")
         WindowChoice.parse(self.window)
-        from fastmammo.decode import BACKENDS
+        from fastmammo.decoding import BACKENDS
 
         if self.backend != "auto" and self.backend not in BACKENDS:
             raise ConfigError(

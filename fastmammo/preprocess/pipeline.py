@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decode import FrameDecoder
+from fastmammo.decoding import FrameDecoder
 from fastmammo.dicom import Mammogram, read
 from fastmammo.errors import ConfigError, FastMammoError
 from fastmammo.kernels import cpu as kernels

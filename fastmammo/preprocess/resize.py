@@ -74,11 +74,11 @@ def taps(samples: int, first: int, last: int, out: int, level: int) -> Taps:
 
 
 def _integral(
-    centres: NDArray[np.float64],
-    start: NDArray[np.float64],
-    stop: NDArray[np.float64],
+    centres: NDArray[Any],
+    start: NDArray[Any],
+    stop: NDArray[Any],
     linear: bool,
-) -> NDArray[np.float64]:
+) -> NDArray[Any]:
     """Return cumulative weights: the sum over samples up to each centre of its kernel's integral
     over [start, stop)."""
 

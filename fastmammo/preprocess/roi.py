@@ -4,29 +4,86 @@ In this order: histogram and Otsu's threshold on a logarithmic scale; bright lin
 frame's edges cut off; opening; the largest part; growth down to the brightness of the air;
 box, laterality and flags. Pixels are only compared, counted and shifted, and the threshold is
 found on the host from the histogram, so every device gives the same box.
+
+Values named v below are stored values turned so that bright is tissue, counted from 0:
+value - first, and last - value under MONOCHROME1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.kernels.components import components, histogram
+from fastmammo.kernels.components import components, dilated, histogram, largest, opened
+from fastmammo.preprocess.otsu import Split, otsu, quantile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Mask = NDArray[np.bool_]
-    Counts = NDArray[np.int64]
     Box = tuple[int, int, int, int]
 
 LONGER_SIDE = 640
-"""The breast is sought on the largest level whose longer side is at most this, in pixels."""
+"""The breast is sought on the first level whose longer side is at most this, in pixels."""
 
-_TINY = 0.01  # share of the frame below which the largest part is no breast but a label or noise
-_FLAT = 64  # the scale is linear below 1/64 of the image's range and logarithmic above
+_TINY = 0.01  # share of the frame below which the largest part is a label or noise, no breast
+
+
+@dataclass(frozen=True)
+class Roi:
+    """Where the breast is.
+
+    box: (row0, column0, row1, column1) of the full frame, half open, margin included.
+    laterality: "L" where the chest wall is at the left edge, "R" at the right, "" undecided; by
+        content alone.
+    threshold: Otsu's, as a stored value turned so that bright is tissue (under MONOCHROME1
+        first + last - value): the brightest air.
+    area_share: pixels of the breast / pixels of the frame, 0 to 1.
+    flags: what a reader of the manifest should know; empty where all is well.
+    mask: bool (level rows, level columns), the breast on the ROI level; None where none was found.
+    """
+
+    box: tuple[int, int, int, int]
+    laterality: str
+    threshold: int
+    area_share: float
+    flags: tuple[str, ...]
+    mask: NDArray[np.bool_] | None
+
+
+@dataclass(frozen=True)
+class _Image:
+    """Stored values and how to read them. background: padding, never breast."""
+
+    values: NDArray[np.integer[Any]]
+    first: int
+    last: int
+    inverted: bool
+    background: Mask
+
+    def above(self, v: int) -> Mask:
+        """Return the pixels brighter than v that are not padding."""
+        bright = self.values < self.last - v if self.inverted else self.values > self.first + v
+        found: Mask = bright & ~self.background
+        return found
+
+    def counts(self, where: Mask | None = None) -> NDArray[np.int64]:
+        """Count the pixels that are not padding, by v."""
+        kept = ~self.background if where is None else where & ~self.background
+        found = histogram(self.values, self.first, self.last, kept)
+        return found[::-1] if self.inverted else found
+
+    def lines(self, index: slice, axis: int) -> NDArray[np.int64]:
+        """Return some rows (axis 0) or columns (axis 1) as v."""
+        taken = (self.values[index] if axis == 0 else self.values[:, index].T).astype(np.int64)
+        return self.last - taken if self.inverted else taken - self.first
+
+    def part(self, box: Box) -> _Image:
+        """Return the image inside a box."""
+        at = slice(box[0], box[2]), slice(box[1], box[3])
+        return _Image(self.values[at], self.first, self.last, self.inverted, self.background[at])
 
 
 def roi_level(rows: int, columns: int) -> int:
@@ -45,58 +102,8 @@ def roi_level(rows: int, columns: int) -> int:
     return level
 
 
-@dataclass(frozen=True)
-class Roi:
-    """Where the breast is.
-
-    box: (row0, column0, row1, column1) of the full frame, half open, margin included.
-    laterality: "L" where the chest wall is at the left edge, "R" at the right, "" undecided;
-        by content alone.
-    threshold: Otsu's; seed pixels are brighter. In stored values where bright is tissue: under
-        MONOCHROME1 compare with first + last - value.
-    area_share: pixels of the breast / pixels of the frame, 0 to 1.
-    flags: what a reader of the manifest should know; empty where all is well.
-    mask: bool (level rows, level columns), the breast on the ROI level; None where none was found.
-    """
-
-    box: tuple[int, int, int, int]
-    laterality: str
-    threshold: int
-    area_share: float
-    flags: tuple[str, ...]
-    mask: NDArray[np.bool_] | None
-
-
-@dataclass(frozen=True)
-class _Image:
-    """The small image and how to read it; `values` compare as stored, answers are bright-is-tissue."""
-
-    values: NDArray[np.generic]
-    first: int
-    last: int
-    inverted: bool
-    excluded: Mask | None  # padding: always background
-
-    def above(self, threshold: int) -> Mask:
-        """Return the pixels brighter than a threshold that are not padding."""
-        if self.inverted:
-            mask: Mask = self.values < self.first + self.last - threshold
-        else:
-            mask = self.values > threshold
-        return mask if self.excluded is None else mask & ~self.excluded
-
-    def counts(self, where: Mask | None = None) -> Counts:
-        """Count v' - first over the pixels that are not padding."""
-        kept = where if self.excluded is None else ~self.excluded
-        if where is not None and self.excluded is not None:
-            kept = where & ~self.excluded
-        values = self.values if kept is None else self.values[kept]
-        found = histogram(values, self.first, self.last)
-        return found[::-1] if self.inverted else found
-
-
 def find_breast(
-    small: NDArray[np.generic],
+    small: NDArray[np.integer[Any]],
     *,
     level: int,
     rows: int,
@@ -121,268 +128,187 @@ def find_breast(
         margin_pixels: full-resolution pixels added on every side of the box.
 
     Returns:
-        The box, never empty and inside the frame. Without a breast it is the full frame, and a
-        flag "full frame: ..." says why.
+        The box, never empty and inside the frame. Where no breast is found it is the full frame,
+        and a flag "full frame: ..." says why: blank, tiny, no air.
     """
-    excluded = None
+    padded = np.zeros(small.shape, np.bool_)
     if padding is not None:
-        excluded = (small >= padding[0]) & (small <= padding[1])
-    image = _Image(small, first, last, inverted, excluded)
-    image = _with_constant_background(image)
-    everywhere = np.ones(small.shape, np.bool_)
-    split = _otsu(image.counts(), small.size)
+        padded = (small >= padding[0]) & (small <= padding[1])
+    flags: list[str] = []
+    image = _with_constant_background(_Image(small, first, last, inverted, padded), flags)
+    split = _split(image)
     if split is None:
         return _full_frame(rows, columns, first, "blank")
-    inside = _without_borders(image, image.above(first + split.threshold), everywhere, split)
-    if not inside.all():
-        split = _otsu(image.counts(inside), int(inside.sum())) or split
-    seed = image.above(first + split.threshold) & inside
-    main = _largest(_opened(seed, _radius(small.shape)))
-    if main is None:
-        return _full_frame(rows, columns, first + split.threshold, "blank")
-    flags: list[str] = []
-    if excluded is not None and sum(_touched(main)) >= 3:
-        again = _otsu(image.counts(inside), 0)
-        if again is not None and again.flat:
-            other = _largest(
-                _opened(image.above(first + again.threshold) & inside, _radius(small.shape))
-            )
-            if other is not None and sum(_touched(other)) < sum(_touched(main)):
-                main, split = other, again
-                seed = image.above(first + again.threshold) & inside
-                flags.append("otsu without padding")
+    inside = _inside_borders(image, split)
+    if inside != (0, 0, *small.shape):
+        flags.append("bright border")
+        image = image.part(inside)
+        split = _split(image)
+        if split is None:
+            return _full_frame(rows, columns, first, "blank")
+    main = largest(opened(image.above(split.threshold), _radius(image.values.shape)))
+    if main is not None and image.background.any() and sum(_touched(main)) >= 3:
+        main, split = _without_padding(image, main, split, flags)
     threshold = first + split.threshold
+    if main is None:
+        return _full_frame(rows, columns, threshold, "blank")
     share = int(main.sum()) / small.size
     if share < _TINY:
         return _full_frame(rows, columns, threshold, "tiny", share)
-    mask = _grown(image, main, seed, inside, split)
-    share = int(mask.sum()) / small.size
-    box = _to_full(_tight(mask), small.shape, level, rows, columns, margin_pixels)
-    if all(_touched(mask)):
+    if not split.even:
+        return _full_frame(rows, columns, threshold, "no air", share)
+    part = _grown(image, main, split)
+    if all(_touched(part)):
         flags.append("touches all edges")
-    return Roi(box, _laterality(mask[_slices(inside)]), threshold, share, tuple(flags), mask)
+    mask = np.zeros(small.shape, np.bool_)
+    mask[inside[0] : inside[2], inside[1] : inside[3]] = part
+    box = _to_full(_tight(mask), inside, small.shape, level, rows, columns, margin_pixels)
+    return Roi(box, _laterality(part), threshold, int(mask.sum()) / small.size, tuple(flags), mask)
 
 
-def _with_constant_background(image: _Image) -> _Image:
-    """Exclude a value that fills so much of the frame that it can only be padding not declared.
+def _full_frame(rows: int, columns: int, threshold: int, why: str, share: float = 0.0) -> Roi:
+    """Return the whole frame as the box, saying why."""
+    flags = (f"full frame: {why}",) if why == "no air" else (why, f"full frame: {why}")
+    return Roi((0, 0, rows, columns), "", threshold, share, flags, None)
 
-    Suppressed air and the surroundings of a collimated field are one value, and that value may
-    be brighter than fat. A saturated implant is one value too, but the brightest.
+
+def _with_constant_background(image: _Image, flags: list[str]) -> _Image:
+    """Add to the background a value that fills so much of the frame that it must be padding.
+
+    Suppressed air and what surrounds a collimated field are one value each, which may be brighter
+    than fat, and some machines do not declare it. The white of an implant is one value too, but
+    the brightest.
     """
     counts = image.counts()
     total = int(counts.sum())
     if total == 0:
         return image
-    peak = int(np.argmax(counts))
-    darkest = int(np.flatnonzero(counts)[0])
-    for index, least in ((darkest, 32), (peak, 8)):
-        if counts[index] * least >= total and index < _quantile(counts, 900):
-            value = image.last - index if image.inverted else image.first + index
-            same = image.values == value
-            excluded = same if image.excluded is None else image.excluded | same
-            image = _Image(image.values, image.first, image.last, image.inverted, excluded)
-    return image
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Two classes: up to `threshold` air, above it tissue. In v' - first, where bright is tissue.
-
-    base: the darkest value, outliers aside. air, tissue: means of the classes.
-    flat: whether the darker class is as even as air is.
-    """
-
-    threshold: int
-    base: int
-    air: int
-    tissue: int
-    flat: bool
-    eta: float
-
-
-def _otsu(counts: Counts, total: int) -> _Split | None:
-    """Otsu's threshold (1979, IEEE Trans. SMC 9, 62-66) on a logarithmic scale; None if blank.
-
-    Args:
-        counts: by value, padding left out.
-        total: pixels in all; those not in `counts` are padding and count as darkest. 0: leave out.
-
-    On a linear scale the split of a large breast falls between fat and gland; on this one air
-    lies further from fat than fat from gland.
-    """
-    kept = int(counts.sum())
-    if kept == 0:
-        return None
-    base, cap = _quantile(counts, 10), _quantile(counts, 995)
-    if cap - base < 2:
-        return None
-    codes = _codes(counts.size, base, cap)
-    bins = np.bincount(codes, weights=counts, minlength=int(codes[-1]) + 1).astype(np.int64)
-    bins[0] += max(0, total - kept)
-    below = np.cumsum(bins)
-    sums = np.cumsum(bins * np.arange(bins.size))
-    below, above, sums, whole = below[:-1], below[-1] - below[:-1], sums[:-1], sums[-1]
-    if not ((below > 0) & (above > 0)).any():
-        return None
-    # exact integers up to here; one square and one division in float64 are the same everywhere
-    apart = (whole * below - sums * (below + above)).astype(np.float64)
-    weight = np.where((below > 0) & (above > 0), below * above, 1)
-    between = apart * apart / weight
-    best = np.flatnonzero(between == between.max())  # a run of empty bins: take its middle
-    code = int(best[(best.size - 1) // 2])
-    threshold = int(np.searchsorted(codes, code, side="right")) - 1
-    values = np.arange(counts.size)
-    dark, bright = counts[: threshold + 1], counts[threshold + 1 :]
-    air = int((dark * values[: threshold + 1]).sum() // max(1, dark.sum()))
-    tissue = int((bright * values[threshold + 1 :]).sum() // max(1, bright.sum()))
-    width = max(1, (tissue - air) // 8)
-    run = np.cumsum(dark)
-    run[width:] -= run[:-width].copy()
-    flat = int(run.max()) * 10 >= 3 * int(dark.sum())
-    n = bins.sum(); k = np.arange(bins.size); mu=(bins*k).sum()/n; var=(bins*(k-mu)**2).sum()/n
-    return _Split(threshold, base, air, tissue, flat, float(between.max()/n/n/var))
-
-
-def _quantile(counts: Counts, thousandths: int) -> int:
-    """Return the lowest index at or below which so many thousandths of the counts lie."""
-    run = np.cumsum(counts)
-    return int(np.searchsorted(run * 1000, int(run[-1]) * thousandths))
-
-
-def _codes(size: int, base: int, cap: int) -> NDArray[np.int64]:
-    """Map indices 0..size-1 to a logarithmic scale of 64 steps an octave, piecewise linear."""
-    x = np.clip(np.arange(size, dtype=np.int64) - base, 0, cap - base)
-    x = x * (64 * _FLAT) // (cap - base) + 64
-    octave = np.searchsorted(1 << np.arange(1, 20), x, side="right")  # floor(log2 x)
-    return (octave - 7) * 64 + ((x << 6) >> octave)
+    background = image.background
+    darkest, peak = int(np.flatnonzero(counts)[0]), int(np.argmax(counts))
+    bright = quantile(counts, 900)
+    for v, least in ((darkest, 32), (peak, 8)):
+        if counts[v] * least >= total and v < bright:
+            stored = image.last - v if image.inverted else image.first + v
+            background = background | (image.values == stored)
+            if 2 * v > bright:
+                flags.append(f"constant background {stored}")
+    return _Image(image.values, image.first, image.last, image.inverted, background)
 
 
 def _radius(shape: tuple[int, ...]) -> int:
-    """Return the opening's radius: lines thinner than twice this are not breast."""
-    longer = max(shape)
-    return max(longer // 200, 1 if longer >= 64 else 0)
+    """Return the opening's radius in pixels: lines thinner than about twice this are no breast."""
+    return max(max(shape) // 200, 1 if max(shape) >= 64 else 0)
 
 
-def _dilated(mask: Mask, radius: int) -> Mask:
-    """Return the pixels within `radius` rows and columns of the mask."""
-    out = mask
-    for axis in (0, 1):
-        reach = 0
-        while reach < radius:
-            step = min(2 * reach + 1, radius - reach)
-            source = out if axis == 0 else out.T
-            wider = source.copy()
-            wider[step:] |= source[:-step]
-            wider[:-step] |= source[step:]
-            out = wider if axis == 0 else wider.T
-            reach += step
-    return out
+def _split(image: _Image) -> Split | None:
+    """Split air from breast.
 
-
-def _opened(mask: Mask, radius: int) -> Mask:
-    """Return the union of the squares of side 2 radius + 1 that fit into the mask and the frame."""
-    if radius == 0:
-        return mask
-    core = ~_dilated(~mask, radius)
-    core[:radius] = core[-radius:] = False
-    core[:, :radius] = core[:, -radius:] = False
-    return _dilated(core, radius)
-
-
-def _largest(mask: Mask) -> Mask | None:
-    """Return the largest part, the first of equals; None if the mask is empty."""
-    labels, sizes = components(mask)
-    if sizes.size < 2:
-        return None
-    found: Mask = labels == 1 + int(np.argmax(sizes[1:]))
-    return found
-
-
-def _without_borders(image: _Image, seed: Mask, inside: Mask, split: _Split) -> Mask:
-    """Cut bright lines off the frame's edges: film borders, collimator leaks, light stripes.
-
-    A line is a border if nearly all of it is bright, and either even, or gone a few lines on.
+    Padding is dark. If there is air of its own beside it, an even class of some size, they are
+    one class; if not, padding lies far below the darkest fat.
     """
-    inside = inside.copy()
-    values = image.values.astype(np.int32) - image.first
-    if image.inverted:
-        values = image.last - image.first - values
-    tolerance = (split.tissue - split.air) // 8
-    for turned in (False, True):
-        v, s, keep = (a.T if turned else a for a in (values, seed, inside))
-        lines, length = v.shape
+    counts, padding = image.counts(), int(image.background.sum())
+    found = otsu(counts, padding)
+    if found is None or padding == 0 or found.own_air * 20 >= image.values.size:
+        return found
+    return otsu(counts, padding, octaves=3)
+
+
+def _inside_borders(image: _Image, split: Split) -> Box:
+    """Return the box that is left when bright lines are cut off the frame's edges.
+
+    These are film borders and light that came in beside the collimator: lines nearly all bright,
+    and either even and brighter than tissue, or at an end a few lines on.
+    """
+    bright = image.above(split.threshold)
+    ends: list[int] = []
+    for axis in (0, 1):
+        lines, length = image.values.shape[axis], image.values.shape[1 - axis]
+        share = bright.sum(axis=1 - axis) * 100 // length
         most = lines // 12
-        bright = s.sum(axis=1)
-        for order in (range(lines), range(lines - 1, -1, -1)):
+        tolerance = (split.tissue - split.air) // 8
+        for order in (slice(None, most or None), slice(None, -most - 1, -1)):
             cut = 0
+            near = share[::-1] if order.step else share
+            taken = image.lines(order, axis)
             for n in range(most):
-                line = v[order[n]]
-                if bright[order[n]] * 20 < length * 19:
-                    if n >= cut + 2:
+                if near[n] < 95:
+                    if n > cut + 1:
                         break
                     continue
-                middle = int(np.sort(line)[length // 2])
-                even = int((abs(line - middle) <= tolerance).sum()) * 10 >= length * 9
-                gone = any(
-                    bright[order[m]] * 10 < length * 6 for m in range(n + 1, min(n + 4, lines))
-                )
-                if (even and middle > split.tissue) or gone:
+                middle = int(np.sort(taken[n])[length // 2])
+                same = int((np.abs(taken[n] - middle) <= tolerance).sum())
+                even = same * 10 >= length * 9 and middle > split.tissue
+                if even or int(near[n : n + 4].min()) < 60:
                     cut = n + 1
-            for n in range(min(cut, lines)):
-                keep[order[n]] = False
-    return inside
+            # a sample of a level spans several pixels: the next one may be half border
+            ends.append(cut + 1 if cut else 0)
+    rows, columns = image.values.shape
+    return ends[0], ends[2], rows - ends[1], columns - ends[3]
 
 
-def _grown(image: _Image, main: Mask, seed: Mask, inside: Mask, split: _Split) -> Mask:
+def _without_padding(
+    image: _Image, main: Mask, split: Split, flags: list[str]
+) -> tuple[Mask, Split]:
+    """Redo Otsu without the padding, and keep that if the breast then touches fewer edges.
+
+    Beside much darker padding the air itself may pass for tissue.
+    """
+    again = otsu(image.counts(), 0)
+    if again is not None and again.even:
+        other = largest(opened(image.above(again.threshold), _radius(main.shape)))
+        if other is not None and sum(_touched(other)) < sum(_touched(main)):
+            flags.append("otsu without padding")
+            return other, again
+    return main, split
+
+
+def _grown(image: _Image, main: Mask, split: Split) -> Mask:
     """Grow the largest part to what is brighter than nearly all of the air far from it.
 
-    The skin line is darker than Otsu's threshold where little tissue lies in the beam. What
-    hangs on the chest wall above and below is thin and was opened away, and comes back too; a
-    bright line along the frame's edge does not.
+    The skin line is darker than Otsu's threshold, as little tissue lies in the beam. What hangs
+    on the chest wall above and below is thin and was opened away: it comes back too. A bright
+    line along the frame's edge must not.
     """
-    longer = max(main.shape)
-    radius = _radius(main.shape)
-    edge = np.ones(main.shape, np.bool_)
+    longer, radius = max(main.shape), _radius(main.shape)
+    near = dilated(main, max(1, longer // 25))
+    far = ~near & ~image.above(split.threshold)
+    bright = image.above(_air_limit(image, far, split))
+    glare = image.above(split.tissue + (split.tissue - split.air) // 2) & ~dilated(main, radius)
     band = 2 * radius + 1
-    edge[band:-band, band:-band] = False
-    glare = edge & image.above(image.first + split.tissue + (split.tissue - split.air) // 2)
-    glare &= ~_dilated(main, radius)
-    fold = _hanging(main, seed, longer // 16)
-    allowed = (_dilated(main, max(1, longer // 25)) & inside) & ~glare
-    far = inside & ~_dilated(main, max(1, longer // 25)) & ~seed
-    low = _air_limit(image, far, split)
-    mask = main | (allowed & image.above(image.first + low)) | (fold & inside & ~glare)
-    labels, _ = components(mask)
-    found: Mask = labels == labels.reshape(-1)[int(np.argmax(main))]
+    glare[band:-band, band:-band] = False
+    labels, _ = components(main | (bright & (near | _hanging(main, bright)) & ~glare))
+    found: Mask = labels == labels[np.unravel_index(int(np.argmax(main)), main.shape)]
     return found
 
 
-def _air_limit(image: _Image, far: Mask, split: _Split) -> int:
-    """Return the value (in v' - first) that nearly all of the air stays below or at."""
-    counts = image.counts(far)
-    known, area = int(counts.sum()), int(far.sum())
+def _air_limit(image: _Image, far: Mask, split: Split) -> int:
+    """Return the v that nearly all of the air lies at or below."""
+    counts, area = image.counts(far), int(far.sum())
+    known = int(counts.sum())
     if area * 100 < far.size:  # too little air to go by
         return split.base + (split.threshold - split.base) // 2
-    if known * 10 < area:  # the air is padding: whatever is not padding is breast
+    if known * 10 < area:  # the air is padding: what is not padding is breast
         return -1
-    low = max(split.base + (split.threshold - split.base) // 8, _quantile(counts, 995))
-    return min(low, split.threshold)
+    limit = max(split.base + (split.threshold - split.base) // 8, quantile(counts, 995))
+    return min(limit, split.threshold)
 
 
-def _hanging(main: Mask, seed: Mask, reach: int) -> Mask:
-    """Return runs of seed pixels, at most `reach` long, that start at a side that `main` touches."""
-    out = np.zeros(seed.shape, np.bool_)
+def _hanging(main: Mask, bright: Mask) -> Mask:
+    """Return short runs of bright pixels along rows, from a side that `main` lies against."""
+    out = np.zeros(main.shape, np.bool_)
+    reach = min(max(main.shape) // 16, main.shape[1] - 1)
     for turn in (slice(None), slice(None, None, -1)):
         if main[:, turn][:, 0].any():
-            run = np.logical_and.accumulate(seed[:, turn], axis=1)
-            run &= ~run[:, min(reach, run.shape[1] - 1), np.newaxis]
-            out[:, turn] |= run
+            run = np.logical_and.accumulate(bright[:, turn][:, : reach + 1], axis=1)
+            out[:, turn][:, : reach + 1] |= run & ~run[:, -1:]
     return out
 
 
 def _touched(mask: Mask) -> tuple[bool, bool, bool, bool]:
     """Return whether a mask touches the top, bottom, left and right edge."""
-    return bool(mask[0].any()), bool(mask[-1].any()), bool(mask[:, 0].any()), bool(mask[:, -1].any())
+    edges = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    top, bottom, left, right = (bool(edge.any()) for edge in edges)
+    return top, bottom, left, right
 
 
 def _tight(mask: Mask) -> Box:
@@ -391,44 +317,44 @@ def _tight(mask: Mask) -> Box:
     return int(ys[0]), int(xs[0]), int(ys[-1]) + 1, int(xs[-1]) + 1
 
 
-def _slices(inside: Mask) -> tuple[slice, slice]:
-    """Return the rows and columns that are left of the frame."""
-    row0, column0, row1, column1 = _tight(inside)
-    return slice(row0, row1), slice(column0, column1)
-
-
 def _to_full(
-    box: Box, shape: tuple[int, ...], level: int, rows: int, columns: int, margin: int
+    box: Box,
+    inside: Box,
+    shape: tuple[int, ...],
+    level: int,
+    rows: int,
+    columns: int,
+    margin: int,
 ) -> Box:
     """Map a box on the small level to full-resolution pixels and add the margin.
 
-    Sample k stands for the pixels [2^r k - 2^(r-1), 2^r k + 2^(r-1)).
+    Sample k stands for the pixels [2^r k - 2^(r-1), 2^r k + 2^(r-1)), the last for all that follow.
+    Where the box ends at a border that was cut off, the samples there are part breast and come in.
     """
-    half = (1 << level) >> 1
-    row0, column0 = ((n << level) - half - margin for n in box[:2])
-    row1, column1 = ((n << level) - half + margin + (level == 0) * 0 for n in box[2:])
-    if box[2] == shape[0]:
-        row1 = rows
-    if box[3] == shape[1]:
-        column1 = columns
-    return max(0, row0), max(0, column0), min(rows, row1), min(columns, column1)
+    one, half = 1 << level, (1 << level) >> 1
+    found: list[int] = []
+    for axis, last in ((0, rows), (1, columns)):
+        start, stop = (box[axis] << level) - half, (box[axis + 2] << level) - half
+        if box[axis] == inside[axis] > 0:
+            start -= one + half
+        if box[axis + 2] == inside[axis + 2] < shape[axis]:
+            stop += one + half
+        elif box[axis + 2] == shape[axis]:
+            stop = last
+        found += [max(0, start - margin), min(last, stop + margin)]
+    return found[0], found[2], found[1], found[3]
 
 
 def _laterality(mask: Mask) -> str:
-    """Return the side that the breast lies against: the chest wall's."""
+    """Return the side that the breast lies against, or leans to where it touches no edge."""
     rows, columns = mask.shape
     left, right = int(mask[:, 0].sum()), int(mask[:, -1].sum())
-    for side, own, other in (("L", left, right), ("R", right, left)):
-        if own * 10 >= rows and own >= 2 * other:
-            return side
-    if max(left, right) * 10 >= rows or max(int(mask[0].sum()), int(mask[-1].sum())) * 4 >= columns:
-        return ""
+    top, bottom = int(mask[0].sum()), int(mask[-1].sum())
+    if max(left, right) * 10 >= rows:
+        return "L" if left >= 2 * right else "R" if right >= 2 * left else ""
+    if max(top, bottom) * 4 >= columns:
+        return ""  # the chest wall is above or below
     lean = int((mask.sum(axis=0) * (2 * np.arange(columns) + 1 - columns)).sum())
     if abs(lean) * 5 < int(mask.sum()) * columns:
         return ""
     return "L" if lean < 0 else "R"
-
-
-def _full_frame(rows: int, columns: int, threshold: int, why: str, share: float = 0.0) -> Roi:
-    """Return the whole frame as the box, saying why."""
-    return Roi((0, 0, rows, columns), "", threshold, share, (why, f"full frame: {why}"), None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from fastmammo.convert import ConvertOptions
+from fastmammo.conversion import ConvertOptions
 from fastmammo.preprocess import Config, Preprocessor
 from fastmammo.report.pictures import contact_sheet, explain
 from fastmammo.testing import write_dataset
@@ -45,7 +45,7 @@ def demo(
     print(summary.text())
     with open(root / "images" / "manifest.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
-    images = [np.asarray(Image.open(root / "images" / row["output"])) for row in rows]
+    images = [_pixels(root / "images" / row["output"]) for row in rows]
     captions = [
         f"{row['laterality']} {row['view_position']}, {row['photometric_interpretation']}\n"
         f"{row['window_rule']}\nlevel {row['level']}, {row['decoder']}"
@@ -57,3 +57,8 @@ def demo(
     print(f"contact sheet: {sheet}\none image explained: {picture}")
     print(f"done in {time.perf_counter() - start:.1f} s")
     return int(summary.exit_code)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastmammo import __version__
-from fastmammo.decode import BACKENDS, PREFERENCE, decode
+from fastmammo.decoding import BACKENDS, PREFERENCE, decode
 from fastmammo.dicom import SYNTAXES, read
 from fastmammo.errors import FastMammoError
 

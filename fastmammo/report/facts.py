@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from fastmammo.decode import FrameDecoder
+from fastmammo.decoding import FrameDecoder
 from fastmammo.dicom import Codestream, Mammogram, read
 from fastmammo.errors import FastMammoError
 from fastmammo.preprocess import Preprocessor

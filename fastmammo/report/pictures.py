@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fastmammo.decode import FrameDecoder
+from fastmammo.decoding import FrameDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
-from fastmammo.decode import imagecodecs, native, openjpeg, pylibjpeg
+from fastmammo.decoding import imagecodecs, native, openjpeg, pylibjpeg
 from fastmammo.errors import BackendUnavailableError, ConfigError, UnsupportedSyntaxError
 
 if TYPE_CHECKING:

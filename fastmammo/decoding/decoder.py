@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decode.backends import BACKENDS, Backend, choose
+from fastmammo.decoding.backends import BACKENDS, Backend, choose
 from fastmammo.errors import (
     ConfigError,
     CorruptCodestreamError,
@@ -122,8 +122,9 @@ class FrameDecoder:
         else:
             values = self._reduce(level)
         clipped, lowest, highest = kernels.clip_to(values, self.first, self.last, self.dtype)
-        # A 5/3 low-pass overshoots at a saturated label by a quarter of the range and more.
-        self._note_range(lowest, highest, (self.last - self.first) // 2)
+        # The 5/3 low-pass overshoots at saturated letters: after any number of levels by less
+        # than the range itself (the sum of |weights| stays below 3 in two dimensions).
+        self._note_range(lowest, highest, self.last - self.first)
         return clipped
 
     def _note_range(self, lowest: int, highest: int, slack: int) -> None:

@@ -1,0 +1,115 @@
+"""Takes the journal, gives DST's tables: manifest.csv, timings.csv, and config.json beside them."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from fastmammo.conversion.writers import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from fastmammo.conversion.inputs import Input
+    from fastmammo.conversion.journal import Journal
+
+COLUMNS = ("path", "status", "reason", "message", "output", "row", "patient_id", "image_id")
+"""The first columns of every manifest; those of the image's record follow, in its order."""
+
+_CODECS = ("numpy", "numba", "pydicom", "imagecodecs", "pylibjpeg", "pylibjpeg-openjpeg", "pillow")
+
+
+def write_tables(
+    dst: str,
+    inputs: Sequence[Input],
+    journal: Journal,
+    row: Callable[[str], int | None],
+) -> None:
+    """Write manifest.csv and timings.csv, sorted by path, from the journal's entries.
+
+    The manifest has one row for each input that is done. It depends on the inputs and settings
+    alone, not on the order of the work or on an interruption: times go to a file of their own.
+
+    Args:
+        row: gives an input's row in the packed array, or None.
+    """
+    record_columns: dict[str, None] = {}
+    stages: dict[str, None] = {}
+    for each in inputs:
+        entry = journal.get(each.path)
+        if entry is not None:
+            record_columns.update(dict.fromkeys(entry.get("record", ())))
+            stages.update(dict.fromkeys(entry.get("seconds", ())))
+
+    def manifest() -> Iterator[dict[str, Any]]:
+        for each in inputs:
+            entry = journal.get(each.path)
+            if entry is None:
+                continue
+            yield {
+                **entry.get("record", {}),
+                "path": each.path,
+                "status": entry["status"],
+                "reason": entry.get("reason", ""),
+                "message": entry.get("message", ""),
+                "output": entry.get("output", ""),
+                "row": row(each.path) if entry["status"] == "ok" else None,
+                "patient_id": each.patient_id,
+                "image_id": each.image_id,
+            }
+
+    def timings() -> Iterator[dict[str, Any]]:
+        for each in inputs:
+            entry = journal.get(each.path)
+            if entry is not None and "seconds" in entry:
+                seconds = {name: f"{value:.6f}" for name, value in entry["seconds"].items()}
+                yield {"path": each.path, **seconds}
+
+    added = [name for name in record_columns if name not in COLUMNS]
+    _write_csv(dst, "manifest.csv", [*COLUMNS, *added], manifest(), journal)
+    _write_csv(dst, "timings.csv", ["path", *stages], timings(), journal)
+
+
+def _write_csv(
+    dst: str, name: str, columns: list[str], rows: Iterator[dict[str, Any]], journal: Journal
+) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+
+    def chunks() -> Iterator[bytes]:
+        for each in rows:
+            writer.writerow(each)
+            if text.tell() > 1 << 16:
+                yield take()
+        yield take()
+
+    def take() -> bytes:
+        # a name whose bytes are no UTF-8 comes out as those bytes, so that it can be found again
+        data = text.getvalue().encode(errors="surrogateescape")
+        text.seek(0)
+        text.truncate()
+        return data
+
+    partial = os.path.join(journal.partial_folder, name)
+    write_atomic(os.path.join(dst, name), chunks(), partial)
+
+
+def write_config(dst: str, journal: Journal, settings: dict[str, Any]) -> None:
+    """Write config.json: the settings that made DST, and the versions of what decodes."""
+    versions = {name: version(name) for name in ("fastmammo", *_CODECS)}
+    text = json.dumps({**settings, "versions": versions}, indent=2) + "\n"
+    partial = os.path.join(journal.partial_folder, "config.json")
+    write_atomic(os.path.join(dst, "config.json"), [text.encode()], partial)
+
+
+def version(distribution: str) -> str:
+    """Return the version of an installed distribution, or "" where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,158 @@
+"""Takes the inputs and the journal, gives what is kept from earlier runs and what is to be done."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fastmammo.conversion.packed import NAME
+from fastmammo.conversion.worker import sha256, unreadable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from fastmammo.conversion.inputs import Input
+    from fastmammo.conversion.journal import Entry, Journal
+    from fastmammo.conversion.packed import Packed
+    from fastmammo.conversion.worker import Message
+
+
+@dataclass
+class Plan:
+    """What a run has to do. An earlier result counts while settings, input and output are as they
+    were; failed files are tried again."""
+
+    dst: str
+    journal: Journal
+    packed: Packed | None
+    settings: str
+    by_content: bool
+    todo: list[Input] = field(default_factory=list)
+    kept: int = 0
+    again: dict[str, int] = field(default_factory=dict)
+    """How many files with an earlier result are done again, by cause."""
+
+    def make(self, inputs: Sequence[Input]) -> list[Entry]:
+        """Sort the inputs into kept and to be done; return entries of those settled at once."""
+        settled = []
+        redo = []
+        for each in inputs:
+            earlier = self.journal.get(each.path)
+            found = self._settled(each)
+            if found is not None:
+                found = {"path": each.path, "settings": self.settings, **found}
+                if earlier != found:
+                    settled.append(found)
+                    if earlier is not None:
+                        redo.append(each)
+                continue
+            cause = "" if earlier is None else self._changed(each, earlier)
+            if earlier is not None and not cause:
+                self.kept += 1
+                continue
+            if earlier is not None:
+                self.again[cause] = self.again.get(cause, 0) + 1
+                redo.append(each)
+            self.todo.append(each)
+        self._forget(redo)
+        return settled
+
+    def output(self, each: Input) -> str:
+        """Return the manifest's output column: the path in DST."""
+        return NAME if self.packed is not None else each.name + ".png"
+
+    def target(self, each: Input) -> str:
+        """Return the path that the worker writes."""
+        if self.packed is not None:
+            return self.packed.row_path(each.name)
+        return os.path.join(self.dst, self.output(each))
+
+    def tasks(self) -> Iterator[Message]:
+        """Yield what the pool and its workers need to know of each file."""
+        for each in self.todo:
+            yield {
+                "path": each.path,
+                "input": each,
+                "send": {
+                    "path": each.path,
+                    "source": each.source,
+                    "target": self.target(each),
+                    "content": self.by_content,
+                },
+            }
+
+    def _settled(self, each: Input) -> Message | None:
+        """Return what is known without a worker: it was settled in the search, or is no file."""
+        if each.status:
+            return {"status": each.status, "reason": each.reason, "message": each.message}
+        try:
+            mode = os.stat(each.source).st_mode
+        except OSError as error:
+            return unreadable(error)
+        if stat.S_ISREG(mode):
+            return None
+        # opening a named pipe would wait for ever
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        return {"status": "skipped", "reason": "not a file", "message": f"it is {what}"}
+
+    def _changed(self, each: Input, earlier: Entry) -> str:
+        """Return why an earlier result does not count, or "" if it does."""
+        if earlier["status"] == "failed":
+            return "failed before"
+        if earlier["settings"] != self.settings:
+            return "settings changed"
+        if self._input_changed(each, earlier):
+            return "input changed"
+        return "output missing" if earlier["status"] == "ok" and self._lost(each, earlier) else ""
+
+    def _input_changed(self, each: Input, earlier: Entry) -> bool:
+        try:
+            now = os.stat(each.source)
+            if not self.by_content:
+                was = [earlier.get("size"), earlier.get("mtime_ns")]
+                return [now.st_size, now.st_mtime_ns] != was
+            if now.st_size != earlier.get("size"):
+                return True
+            return sha256(each.source) != earlier.get("content")
+        except OSError:
+            return True  # the worker will say why it cannot be read
+
+    def _lost(self, each: Input, earlier: Entry) -> bool:
+        if earlier["output"] != self.output(each):
+            return True
+        if self.packed is not None:
+            return not self.packed.has(each.path, each.name)
+        try:
+            return bool(os.stat(self.target(each)).st_size != earlier["output_size"])
+        except OSError:
+            return True
+
+    def _forget(self, redo: list[Input]) -> None:
+        """Remove what earlier runs have made of inputs that are done again: it is out of date."""
+        if not redo:
+            return
+        outputs = [(self.journal.get(each.path) or {}).get("output", "") for each in redo]
+        self.journal.redo(each.path for each in redo)
+        for each, output in zip(redo, outputs, strict=True):
+            if output and output != NAME:
+                remove(os.path.join(self.dst, output))
+            if self.packed is not None:
+                remove(self.packed.row_path(each.name))
+
+
+def remove(path: str) -> None:
+    """Remove a file if it is there."""
+    try:
+        os.unlink(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return
+
+
+def tally(inputs: Sequence[Input], journal: Journal) -> Iterator[tuple[str, str]]:
+    """Yield (status, reason) of every input that is done."""
+    for each in inputs:
+        entry = journal.get(each.path)
+        if entry is not None:
+            yield entry["status"], entry.get("reason", "")

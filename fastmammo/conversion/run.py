@@ -1,0 +1,257 @@
+"""A bulk run: takes SRC and DST, leaves DST whole, gives a summary."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from fastmammo.conversion.inputs import Input, find_inputs
+from fastmammo.conversion.journal import Journal
+from fastmammo.conversion.manifest import write_config, write_tables
+from fastmammo.conversion.options import ConvertOptions
+from fastmammo.conversion.packed import Packed
+from fastmammo.conversion.plan import Plan, remove, tally
+from fastmammo.conversion.pool import Pool, watch_signals
+from fastmammo.conversion.summary import Summary, describe
+from fastmammo.errors import ConvertError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastmammo.conversion.worker import Message
+    from fastmammo.preprocess import Config
+
+    Progress = Callable[[int, int, int, float], None]
+
+PREPROCESSOR = "fastmammo.preprocess:Preprocessor"
+
+_ENTRY = (
+    *("status", "reason", "message", "size", "mtime_ns", "content"),
+    *("output_size", "record", "seconds", "traceback"),
+)
+"""What of a worker's reply goes into the journal."""
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    config: Config | None = None,
+    options: ConvertOptions | None = None,
+    progress: Progress | None = None,
+    note: Callable[[str], None] | None = None,
+    preprocessor: str = PREPROCESSOR,
+) -> Summary:
+    """Convert every mammogram of SRC into DST, and go on where an earlier run stopped.
+
+    DST gets one PNG a file (or `images.npy`), manifest.csv with one row a file, timings.csv and
+    config.json. A file that fails is a row with its reason; outputs appear whole or not at all; a
+    second run keeps what is done, unless settings, the input or the output have changed. SIGINT or
+    SIGTERM ends the run after the files in hand; a second one at once.
+
+    Args:
+        src: a folder, a DICOM file, a list (.txt) or a CSV: see `find_inputs`.
+        dst: the folder to write; made where it does not exist.
+        config: what becomes of the pixels; `Config()` by default.
+        options: how the run goes; `ConvertOptions()` by default.
+        progress: called with (files done by this run, files this run has to do, failed, seconds).
+        note: called with a line on what is kept and what is done again, before the work.
+        preprocessor: "module:class" of what prepares an image, imported by each worker.
+
+    Raises:
+        ConfigError: a setting is not allowed.
+        ConvertError: the run cannot start or go on: SRC is empty, DST is in use by another run,
+            cannot be written or is full; with `fail_fast`, a file failed. What is done stays done.
+        WorkerError: no worker process can be started.
+        OutputCollisionError: two inputs would give one output name.
+    """
+    from fastmammo.preprocess import Config
+
+    config = config or Config()
+    options = options or ConvertOptions()
+    destination = os.path.abspath(dst)
+    inputs = find_inputs(
+        src,
+        destination,
+        image_root=options.image_root,
+        path_column=options.path_column,
+        follow_links=options.follow_links,
+    )
+    try:
+        os.makedirs(destination, exist_ok=True)
+        journal = Journal(destination)
+    except OSError as error:
+        raise ConvertError(
+            f"cannot write to DST {destination}: {error.strerror}. Choose another folder"
+        ) from error
+    with journal:
+        run = _Run(inputs, destination, config, options, journal, preprocessor)
+        try:
+            return run.go(os.fspath(src), progress, note)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the caller's: whoever read the progress is gone
+            code = errno.errorcode.get(error.errno or 0, "")
+            raise ConvertError(run.stopped_by(f"{error.strerror} ({code})")) from error
+
+
+class _Run:
+    """The parts of one run, from the plan to the tables."""
+
+    def __init__(
+        self,
+        inputs: list[Input],
+        dst: str,
+        config: Config,
+        options: ConvertOptions,
+        journal: Journal,
+        preprocessor: str,
+    ) -> None:
+        self.start = time.monotonic()
+        self.inputs, self.dst, self.config, self.options = inputs, dst, config, options
+        self.journal = journal
+        self.preprocessor = preprocessor
+        # made for both formats: an array of earlier settings must not outlive them
+        self.array = Packed(dst, config, journal)
+        self.packed = self.array if options.format == "packed" else None
+        text = f"{config.digest()} {options.format} {preprocessor}"
+        self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
+        by_content = options.compare == "content"
+        self.plan = Plan(dst, journal, self.packed, self.settings, by_content)
+        self.done = self.failed = self.ok = self.signal = 0
+        self.fatal = ""
+
+    def go(
+        self, src: str, progress: Progress | None, note: Callable[[str], None] | None
+    ) -> Summary:
+        self._write_config(src)
+        settled = self.plan.make(self.inputs)
+        line = describe(self.plan.kept, self.plan.again, len(self.inputs))
+        if note is not None and line:
+            note(line)
+        if self.plan.todo or settled:
+            # until the end there is no manifest: it would tell of outputs that are being replaced
+            remove(os.path.join(self.dst, "manifest.csv"))
+        self.array.drop_stale()
+        for entry in settled:
+            self.journal.add(entry)
+        pool = Pool(
+            self.options.worker_count(len(self.plan.todo)),
+            self._setup(),
+            self.options.timeout_seconds,
+        )
+        restore = watch_signals(lambda number: self._interrupt(pool, number))
+        try:
+            if self.plan.todo:
+                self._work(pool, progress)
+            self._finish()
+        finally:
+            pool.close()
+            restore()
+        if self.fatal:
+            raise ConvertError(self.fatal)
+        return self._summary()
+
+    def stopped_by(self, cause: str) -> str:
+        """Say how far the run came, and how to go on."""
+        return (
+            f"{cause}. {self.plan.kept + self.done} of {len(self.inputs)} files are done in "
+            f"{self.dst}: make room or mend the cause, then run the same command again to go on"
+        )
+
+    def _setup(self) -> Message:
+        return {
+            "config": self.config.to_dict(),
+            "preprocessor": self.preprocessor,
+            "partial_folder": self.journal.partial_folder,
+            "format": self.options.format,
+        }
+
+    def _write_config(self, src: str) -> None:
+        settings = {
+            "src": src,
+            "format": self.options.format,
+            "config": self.config.to_dict(),
+            "digest": self.config.digest(),
+        }
+        write_config(self.dst, self.journal, settings)
+
+    def _interrupt(self, pool: Pool, number: int) -> None:
+        if self.signal:
+            pool.abandon()
+        self.signal = number
+        pool.stop()
+
+    def _work(self, pool: Pool, progress: Progress | None) -> None:
+        total = len(self.plan.todo)
+        for reply in pool.run(self.plan.tasks(), total):
+            if "fatal" in reply:
+                self.fatal = self.fatal or self.stopped_by(reply["fatal"])
+                pool.stop()
+                continue
+            self._take(reply)
+            if progress is not None:
+                progress(self.done, total, self.failed, time.monotonic() - self.start)
+            if self.options.fail_fast and self.failed and not self.fatal:
+                self.fatal = f"fail_fast: {reply['path']} failed ({reply['reason']}): " + str(
+                    reply["message"]
+                )
+                pool.stop()
+
+    def _take(self, reply: Message) -> None:
+        """Write one reply into the journal."""
+        each: Input = reply["input"]
+        entry = {"path": each.path, "settings": self.settings}
+        entry |= {name: reply[name] for name in _ENTRY if name in reply}
+        if entry["status"] == "ok":
+            entry["output"] = self.plan.output(each)
+            self.ok += 1
+        else:
+            # from a run that was killed before it could note it
+            remove(self.plan.target(each))
+        self.journal.add(entry)
+        self.done += 1
+        self.failed += entry["status"] == "failed"
+
+    def _finish(self) -> None:
+        self.journal.sync()
+        complete = not self.fatal and not self.signal
+        if self.packed is not None and complete:
+            items = [
+                (each.path, each.name)
+                for each in self.inputs
+                if (self.journal.get(each.path) or {}).get("status") == "ok"
+            ]
+            self.packed.gather(items, lambda: bool(self.signal))
+        row = self.packed.row if self.packed is not None else (lambda _: None)
+        try:
+            write_tables(self.dst, self.inputs, self.journal, row)
+        except OSError:
+            if not self.fatal:
+                raise  # else the disk is full, as is being told already
+
+    def _summary(self) -> Summary:
+        statuses: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for status, reason in tally(self.inputs, self.journal):
+            statuses[status] += 1
+            if reason:
+                reasons[f"{status}: {reason}"] += 1
+        seconds = time.monotonic() - self.start
+        return Summary(
+            files=len(self.inputs),
+            ok=statuses["ok"],
+            failed=statuses["failed"],
+            skipped=statuses["skipped"],
+            kept=self.plan.kept,
+            again=self.plan.again,
+            reasons=dict(sorted(reasons.items())),
+            seconds=round(seconds, 3),
+            images_per_second=round(self.ok / seconds, 3) if seconds > 0 else 0.0,
+            signal=self.signal,
+            manifest=os.path.join(self.dst, "manifest.csv"),
+        )

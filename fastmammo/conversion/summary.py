@@ -1,0 +1,71 @@
+"""Takes what became of a run's files, gives its summary: numbers, text, and the exit code."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a run's files."""
+
+    files: int
+    """Inputs found; `ok`, `failed` and `skipped` count those that are done, in this run or
+    before."""
+    ok: int
+    failed: int
+    skipped: int
+    kept: int
+    """Done by an earlier run and still good."""
+    again: dict[str, int] = field(default_factory=dict)
+    """Done again although an earlier run had them, by cause."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """How many files failed or were skipped, by reason."""
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    """Images finished by this run, divided by its time."""
+    signal: int = 0
+    """SIGINT or SIGTERM, if that ended the run early; else 0."""
+    manifest: str = ""
+
+    @property
+    def unfinished(self) -> int:
+        """Files that an interrupted run has left to the next."""
+        return self.files - self.ok - self.failed - self.skipped
+
+    @property
+    def exit_code(self) -> int:
+        """0 fine, 1 some files failed, 130 or 143 ended by a signal."""
+        return 128 + self.signal if self.signal else int(self.failed > 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as JSON-able values."""
+        return {**asdict(self), "unfinished": self.unfinished, "exit_code": self.exit_code}
+
+    def text(self) -> str:
+        """Return the summary in a few lines, for people."""
+        lines = [
+            f"{self.ok} converted, {self.failed} failed, {self.skipped} skipped, of {self.files} "
+            f"files in {self.seconds:.1f} s ({self.images_per_second:.1f} images/s)"
+        ]
+        if note := describe(self.kept, self.again, self.files):
+            lines.append(note)
+        lines += [f"  {count} {reason}" for reason, count in self.reasons.items()]
+        if self.signal:
+            lines.append(
+                f"ended by {signal.Signals(self.signal).name} with {self.unfinished} files to do: "
+                "run the same command again to go on"
+            )
+        lines.append(f"manifest: {self.manifest}")
+        return "\n".join(lines)
+
+
+def describe(kept: int, again: dict[str, int], total: int) -> str:
+    """Say what a second run keeps and why it does the rest again; empty for a first run."""
+    if not kept and not again:
+        return ""
+    causes = ", ".join(f"{count} {cause}" for cause, count in sorted(again.items()))
+    redone = f"; {sum(again.values())} done again: {causes}" if again else ""
+    return f"{kept} of {total} files kept from an earlier run{redone}"

@@ -1,0 +1,159 @@
+"""A worker process: takes tasks from a pipe, gives one reply each; the image goes to the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import faulthandler
+import hashlib
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
+from fastmammo.errors import FastMammoError, NotDicomError, NotImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Message = dict[str, Any]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Serve tasks until the pipe is closed or the parent is gone.
+
+    Args:
+        descriptor: of the pipe: setup, then tasks, in; "ready", then replies, out; all JSON.
+        parent: the process id of the parent.
+    """
+    # The parent decides when to end: a Ctrl-C or a batch system's SIGTERM reaches the whole group,
+    # and the file in hand should be finished.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A killed parent must not leave workers behind that write into DST beside the next run.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    faulthandler.enable()
+    pipe = Connection(descriptor)
+    setup = json.loads(pipe.recv_bytes())
+    warnings.simplefilter("ignore")  # the record's notes say what a warning would
+    prepare = load_preprocessor(setup["preprocessor"], setup["config"]).prepare
+    partial = os.path.join(setup["partial_folder"], str(os.getpid()))
+    encode = encode_png if setup["format"] == "png" else encode_row
+    pipe.send_bytes(b'{"ready":true}')
+    while True:
+        try:
+            task = json.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            return
+        reply = process(task, prepare, encode, partial)
+        pipe.send_bytes(json.dumps(reply).encode())
+
+
+def load_preprocessor(name: str, config: dict[str, Any]) -> Any:
+    """Import "module:class" and make one from the settings; it has `prepare(path)`."""
+    from fastmammo.preprocess import Config
+
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)(Config(**config))
+
+
+def process(
+    task: Message, prepare: Callable[[str], Any], encode: Callable[..., Any], partial: str
+) -> Message:
+    """Convert one file and say what became of it; only a failing DST is "fatal".
+
+    Args:
+        task: "path" (of the manifest), "source", "target" (final name), "content" (to hash it).
+        prepare: path → `Prepared`.
+        encode: image → the bytes of the output, in chunks.
+        partial: a temporary name of this worker's own.
+    """
+    reply: Message = {"path": task["path"]}
+    source = task["source"]
+    start = time.perf_counter()
+    try:
+        before = os.stat(source)
+        reply |= {"size": before.st_size, "mtime_ns": before.st_mtime_ns}
+        if task["content"]:
+            reply["content"] = sha256(source)
+        prepared = prepare(source)
+        after = os.stat(source)
+    except FastMammoError as error:
+        skipped = isinstance(error, (NotDicomError, NotImageError))
+        reply |= _ended("skipped" if skipped else "failed", error.reason, str(error), task)
+        return reply
+    except OSError as error:
+        return reply | unreadable(error)
+    except MemoryError:
+        return reply | _ended("failed", "out of memory", "the file needs more memory", task)
+    except Exception as error:  # a defect of ours costs its file, not the run: DESIGN, property 4
+        reply |= _ended("failed", "internal error", f"{type(error).__name__}: {error}", task)
+        reply["traceback"] = traceback.format_exc()
+        return reply
+    if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        message = "size or time of the file changed while it was read: run again to convert it"
+        return reply | _ended("failed", "changed while read", message, task)
+    prepared_at = time.perf_counter()
+    try:
+        chunks = encode(prepared.image)
+        encoded_at = time.perf_counter()
+        reply["output_size"] = write_atomic(task["target"], chunks, partial)
+    except OSError as error:
+        # Not this file's failure: every other one would meet it too, and a manifest full of
+        # "no space left" would hide that the run has to go on later.
+        name = errno.errorcode.get(error.errno or 0, "")
+        return reply | {"fatal": f"cannot write {task['target']}: {error.strerror} ({name})"}
+    written_at = time.perf_counter()
+    reply["status"] = "ok"
+    reply["record"] = {name: _plain(value) for name, value in prepared.record.items()}
+    reply["seconds"] = {
+        **{name: round(float(value), 6) for name, value in prepared.seconds.items()},
+        "encode": round(encoded_at - prepared_at, 6),
+        "write": round(written_at - encoded_at, 6),
+        "total": round(written_at - start, 6),
+    }
+    return reply
+
+
+def unreadable(error: OSError) -> Message:
+    """Return the fields of a file that the system will not let us read."""
+    if isinstance(error, FileNotFoundError):
+        return {"status": "failed", "reason": "file not found", "message": "no such file"}
+    return {"status": "failed", "reason": "unreadable file", "message": error.strerror or ""}
+
+
+def sha256(path: str) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _ended(status: str, reason: str, message: str, task: Message) -> Message:
+    # where SRC lies is no business of the manifest's, and would differ from machine to machine
+    message = message.replace(task["source"], task["path"])
+    return {"status": status, "reason": reason, "message": message}
+
+
+def _plain(value: Any) -> str | int | float:
+    if isinstance(value, (str, int, float)):
+        return value
+    plain: str | int | float = value.item() if hasattr(value, "item") else str(value)
+    return plain
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,525 @@
+"""Converting folders, lists and CSVs: what lands in DST, and what a second run keeps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import convert_standin
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastmammo.conversion import ConvertOptions, Summary, convert, find_inputs
+from fastmammo.conversion.names import output_name
+from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
+from fastmammo.errors import ConfigError, ConvertError, OutputCollisionError
+from fastmammo.preprocess import Config, Preprocessor
+from fastmammo.testing import write_dataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SMALL = Config(size=(96, 64))
+
+
+def run(src: Path, dst: Path, *, note: Any = None, **settings: Any) -> Summary:
+    """Run with the stand-in: what is tested is not the pixels."""
+    config = Config(size=settings.pop("size", convert_standin.SIZE), bits=settings.pop("bits", 8))
+    options = ConvertOptions(**{"workers": 1, **settings})
+    name = convert_standin.PREPROCESSOR
+    return convert(src, dst, config=config, options=options, note=note, preprocessor=name)
+
+
+def make(root: Path, *paths: str, text: str = "DICM") -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(f"{text} {path}")
+    return root
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_png(path: Path) -> NDArray[Any]:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def manifest(dst: Path) -> dict[str, dict[str, str]]:
+    return {row["path"]: row for row in read_csv(dst / "manifest.csv")}
+
+
+def tree(dst: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(dst)): path.read_bytes()
+        for path in sorted(dst.rglob("*"))
+        if path.is_file() and ".fastmammo" not in path.parts and path.name != "timings.csv"
+    }
+
+
+# ---------------------------------------------------------------- the real thing
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight phantoms as <patient>/<image>.dcm, in as many syntaxes."""
+    root = tmp_path_factory.mktemp("phantoms")
+    write_dataset(root, count=8, rows=277, columns=208, seed=2)
+    return root
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_phantoms_become_what_the_preprocessor_says(
+    phantoms: Path, tmp_path: Path, bits: int
+) -> None:
+    config = Config(size=(96, 64), bits=bits)
+    png = convert(phantoms, tmp_path / "png", config=config, options=ConvertOptions(workers=1))
+    options = ConvertOptions(workers=2, format="packed")
+    convert(phantoms, tmp_path / "packed", config=config, options=options)
+    assert (png.files, png.ok, png.exit_code) == (8, 8, 0)
+    array = np.load(tmp_path / "packed" / "images.npy", mmap_mode="r")
+    assert array.shape == (8, 96, 64)
+    assert array.dtype == (np.uint8 if bits == 8 else np.uint16)
+    prepare = Preprocessor(config).prepare
+    rows = manifest(tmp_path / "png")
+    packed = manifest(tmp_path / "packed")
+    assert list(rows) == list(packed) == sorted(rows)
+    for number, (path, row) in enumerate(rows.items()):
+        expected = prepare(phantoms / path)
+        written = read_png(tmp_path / "png" / row["output"])
+        np.testing.assert_array_equal(written, expected.image)
+        assert written.dtype == expected.image.dtype
+        assert packed[path]["row"] == str(number)
+        np.testing.assert_array_equal(array[number], expected.image)
+        assert row["output"] == path.removesuffix(".dcm") + ".png"
+        assert (row["patient_id"], row["image_id"]) == tuple(row["output"][:-4].split("/"))
+        for name, value in expected.record.items():
+            assert row[name] == str(value), name
+    timings = read_csv(tmp_path / "png" / "timings.csv")
+    assert [row["path"] for row in timings] == list(rows)
+    assert all(float(row["total"]) >= float(row["decode"]) > 0 for row in timings)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(phantoms: Path, tmp_path: Path) -> None:
+    for workers in (1, 3):
+        options = ConvertOptions(workers=workers)
+        convert(phantoms, tmp_path / str(workers), config=SMALL, options=options)
+    assert tree(tmp_path / "1") == tree(tmp_path / "3")
+
+
+def test_the_shared_real_files(data: Path, tmp_path: Path) -> None:
+    """Broken, coloured and foreign files are rows with a reason; nothing is a defect of ours."""
+    summary = convert(data, tmp_path / "dst", config=SMALL)
+    rows = manifest(tmp_path / "dst")
+    assert summary.exit_code == 1
+    assert len(rows) == summary.files == sum(1 for path in data.rglob("*") if path.is_file())
+    assert summary.ok + summary.failed + summary.skipped == summary.files
+    assert summary.ok > 40
+    assert {row["status"] for row in rows.values()} == {"ok", "failed", "skipped"}
+    for path, row in rows.items():
+        if row["status"] == "ok":
+            assert read_png(tmp_path / "dst" / row["output"]).shape == SMALL.size
+        else:
+            assert row["reason"] not in ("", "internal error", "worker died"), (path, row)
+            assert row["message"], path
+            assert not row["output"]
+    assert rows["README.md"]["status"] == "skipped"
+    assert rows["pydicom/MR_truncated.dcm"]["reason"] == "truncated file"
+    assert rows["pydicom/examples_rgb_color.dcm"]["reason"] == "unsupported image"
+
+
+def test_the_manifest_has_no_direct_identifier(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "made", count=1, rows=64, columns=48)
+    (source,) = (tmp_path / "made").rglob("*.dcm")
+    secret = "SECRET^NAME"
+    import pydicom
+
+    dataset = pydicom.dcmread(source)
+    for keyword in ("PatientName", "PatientID", "AccessionNumber", "InstitutionName"):
+        setattr(dataset, keyword, secret[:16])
+    (tmp_path / "src").mkdir()
+    dataset.save_as(tmp_path / "src" / "one.dcm")
+    assert convert(tmp_path / "src", tmp_path / "dst", config=SMALL).ok == 1
+    for path in (tmp_path / "dst").rglob("*"):
+        if path.is_file():
+            assert b"SECRET" not in path.read_bytes(), path
+
+
+# ---------------------------------------------------------------- writers
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (64, 33)])
+def test_png_reads_back(dtype: Any, shape: tuple[int, int]) -> None:
+    generator = np.random.default_rng(3)
+    image: NDArray[Any] = generator.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    for given in (image, np.asfortranarray(image), image.astype(image.dtype.newbyteorder(">"))):
+        encoded = b"".join(bytes(chunk) for chunk in encode_png(given))
+        found = np.asarray(Image.open(io.BytesIO(encoded)))
+        np.testing.assert_array_equal(found, image)
+        assert b"".join(bytes(chunk) for chunk in encode_row(given)) == image.tobytes()
+
+
+@pytest.mark.parametrize("image", [np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.float32)])
+def test_png_refuses(image: NDArray[Any]) -> None:
+    with pytest.raises(ConfigError, match=r"PNG: got .* wanted \(rows, columns\) of uint8 or"):
+        encode_png(image)
+
+
+def test_write_atomic_leaves_nothing_half(tmp_path: Path) -> None:
+    target, partial = tmp_path / "new" / "file", tmp_path / "partial"
+    assert write_atomic(str(target), [b"one", memoryview(b"two")], str(partial)) == 6
+    assert target.read_bytes() == b"onetwo"
+
+    def failing() -> Any:
+        yield b"half"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(str(target), failing(), str(partial))
+    assert target.read_bytes() == b"onetwo"
+    assert not partial.exists()
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def test_a_folder_of_any_shape(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "a.dcm", "deep/er/b.DICOM", "c.dic", "IM0001", "d.1.2.3")
+    make(src, "dst/old.png", "dst/.fastmammo/x", text="")
+    os.symlink(src, src / "loop")
+    found = {each.path: each.name for each in find_inputs(src, src / "dst")}
+    assert found == {
+        "IM0001": "IM0001",
+        "a.dcm": "a",
+        "c.dic": "c",
+        "d.1.2.3": "d.1.2.3",
+        "deep/er/b.DICOM": "deep/er/b",
+        "loop": "",
+    }
+    assert all(each.patient_id == "" for each in find_inputs(src, src / "dst"))
+    followed = find_inputs(src, src / "dst", follow_links=True)
+    assert [each.path for each in followed] == [path for path in found if path != "loop"]
+
+
+def test_patient_and_image_come_from_an_exact_layout_only(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "10/1.dcm", "10/2.dcm", "train.csv")
+    ids = [(each.patient_id, each.image_id) for each in find_inputs(src, tmp_path / "dst")]
+    assert ids == [("10", "1"), ("10", "2"), ("", "")]
+    make(src, "3.dcm")
+    assert not any(each.patient_id for each in find_inputs(src, tmp_path / "dst"))
+
+
+def test_links_out_of_src(tmp_path: Path) -> None:
+    outside = make(tmp_path / "outside", "secret.dcm")
+    src = make(tmp_path / "src", "a.dcm")
+    os.symlink(outside / "secret.dcm", src / "link.dcm")
+    os.symlink(src / "a.dcm", src / "inner.dcm")
+    os.symlink(outside, src / "folder")
+    run(src, tmp_path / "dst")
+    rows = manifest(tmp_path / "dst")
+    assert rows["link.dcm"]["reason"] == "link out of SRC"
+    assert rows["folder"]["reason"] == "link to a folder"
+    assert rows["inner.dcm"]["status"] == rows["a.dcm"]["status"] == "ok"
+    assert run(src, tmp_path / "dst", follow_links=True).ok == 4
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "a.dcm", "text.txt")
+    (src / "text.txt").write_text("no image")
+    os.symlink(tmp_path / "nowhere", src / "dangling.dcm")
+    os.symlink(src / "self.dcm", src / "self.dcm")
+    os.mkfifo(src / "pipe.dcm")
+    (src / "folder.dcm").mkdir()
+    summary = run(src, tmp_path / "dst")
+    reasons = {path: row["reason"] for path, row in manifest(tmp_path / "dst").items()}
+    assert reasons == {
+        "a.dcm": "",
+        "dangling.dcm": "file not found",
+        "pipe.dcm": "not a file",
+        "self.dcm": "unreadable file",
+        "text.txt": "not dicom",
+    }
+    assert (summary.ok, summary.failed, summary.skipped) == (1, 2, 2)
+
+
+def test_a_single_file(tmp_path: Path) -> None:
+    src = make(tmp_path, "one.dcm") / "one.dcm"
+    assert run(src, tmp_path / "dst").ok == 1
+    assert (tmp_path / "dst" / "one.png").exists()
+
+
+def test_a_list(tmp_path: Path) -> None:
+    make(tmp_path, "in/a/1.dcm", "in/b/2.dcm")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"in/a/1.dcm\n\n{tmp_path}/in/b/2.dcm\nin/b/../b/2.dcm\nin/b/absent.dcm\n")
+    summary = run(listed, tmp_path / "dst")
+    rows = manifest(tmp_path / "dst")
+    assert {path: row["status"] for path, row in rows.items()} == {
+        "a/1.dcm": "ok",
+        "b/2.dcm": "ok",
+        "b/absent.dcm": "failed",
+    }
+    assert rows["b/absent.dcm"]["reason"] == "file not found"
+    assert summary.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        ("File_Path,label,patient_id", {}),
+        ("where,path,patient_id", {"path_column": "where"}),
+        ("\ufefffilename,label,patient_id", {}),
+    ],
+)
+def test_a_csv_with_paths(tmp_path: Path, header: str, options: dict[str, str]) -> None:
+    make(tmp_path, "in/a.dcm", "in/b.dcm")
+    table = tmp_path / "table.csv"
+    table.write_text(f"{header}\nin/a.dcm,x,7\nin/b.dcm,y,8\nin/b.dcm,z,8\n,w,9\n", "utf-8")
+    found = find_inputs(table, tmp_path / "dst", **options)
+    assert [(each.path, each.patient_id, each.reason) for each in found] == [
+        ("a.dcm", "7", ""),
+        ("b.dcm", "8", ""),
+        ("row 4", "", "no path"),
+    ]
+    rooted = find_inputs(table, tmp_path / "dst", **options, image_root=str(tmp_path))
+    assert [each.path for each in rooted] == ["in/a.dcm", "in/b.dcm", "row 4"]
+
+
+def test_the_csv_of_rsna(tmp_path: Path) -> None:
+    root = make(tmp_path / "train_images", "10/1.dcm", "10/2.dcm", "77/3.dcm")
+    make(tmp_path, "secret.dcm")
+    table = tmp_path / "train.csv"
+    table.write_text(
+        "site_id,patient_id,image_id,cancer\n1,10,1,0\n1,10,2,1\n2,11,4,0\n2,..,secret,0\n"
+    )
+    with pytest.raises(ConvertError, match="set image_root"):
+        run(table, tmp_path / "dst")
+    run(table, tmp_path / "dst", image_root=str(root))
+    rows = manifest(tmp_path / "dst")
+    assert {path: (row["patient_id"], row["image_id"]) for path, row in rows.items()} == {
+        "../secret.dcm": ("", ""),
+        "10/1.dcm": ("10", "1"),
+        "10/2.dcm": ("10", "2"),
+        "11/4.dcm": ("11", "4"),
+    }
+    assert rows["10/2.dcm"]["output"] == "10/2.png"
+    assert rows["11/4.dcm"]["reason"] == "file not found"
+    assert rows["../secret.dcm"]["reason"] == "unsafe name"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a,b\n1,2\n", {}, "no column with paths; its columns are a, b"),
+        ("", {}, "no column with paths; its columns are none"),
+        ("path\nx\n", {"path_column": "nope"}, "no column 'nope'"),
+        ("path\n", {}, "SRC holds no files"),
+        ("path\nx\n", {"image_root": "/nowhere"}, "image_root is not a folder: /nowhere"),
+    ],
+)
+def test_a_csv_of_no_use(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(ConvertError, match=message):
+        find_inputs(tmp_path / "t.csv", tmp_path / "dst", **options)
+
+
+def test_src_that_is_not_there_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match=r"SRC is not there: .*Wanted a folder"):
+        find_inputs(tmp_path / "absent", tmp_path / "dst")
+    with pytest.raises(ConvertError, match="SRC holds no files"):
+        find_inputs(tmp_path, tmp_path / "dst")
+    with pytest.raises(ConvertError, match="SRC and DST are the same folder"):
+        find_inputs(tmp_path, tmp_path)
+
+
+def test_two_inputs_of_one_output_name(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    write_dataset(tmp_path / "made", count=1, rows=64, columns=48)
+    (image,) = (tmp_path / "made").rglob("*.dcm")
+    for name in ("p/x.dcm", "p/x"):
+        (src / name).parent.mkdir(parents=True, exist_ok=True)
+        (src / name).write_bytes(image.read_bytes())
+    with pytest.raises(OutputCollisionError, match=r"one output p/x: p/x and p/x\.dcm"):
+        run(src, tmp_path / "dst")
+    assert not (tmp_path / "dst").exists()
+    (src / "p/x").write_text("notes on x")
+    assert {each.path: each.status for each in find_inputs(src, tmp_path / "dst")} == {
+        "p/x": "skipped",
+        "p/x.dcm": "",
+    }
+
+
+def test_an_output_that_would_be_the_folder_of_another(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "made", count=1, rows=64, columns=48)
+    (image,) = (tmp_path / "made").rglob("*.dcm")
+    for name in ("x.dcm", "x.png/y.dcm"):
+        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "src" / name).write_bytes(image.read_bytes())
+    with pytest.raises(OutputCollisionError, match=r"x\.dcm and x\.png/y\.dcm"):
+        find_inputs(tmp_path / "src", tmp_path / "dst")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("a/b.DCM", "a/b"),
+        ("a/.dcm", "a/.dcm"),
+        ("1.2.840", "1.2.840"),
+        ("../../etc/passwd", "__/__/etc/passwd"),
+        ("/abs.dcm", "abs"),
+        (".fastmammo/journal.dcm", "_.fastmammo/journal"),
+        ("nul.dcm", "_nul"),
+        ("COM1.txt", "_COM1.txt"),
+        ("a\nb\x1b[31m\u202e.dcm", "a_b_[31m_"),
+        ("a:b*c?.dcm", "a_b_c_"),
+        ("trailing. /x.dcm", "trailing__/x"),
+        ("Brüst/映像.dcm", "Brüst/映像"),
+        ("bad\udcff.dcm", "bad_"),
+    ],
+)
+def test_output_names_are_safe(path: str, name: str) -> None:
+    assert output_name(path) == name
+
+
+def test_long_names_are_shortened_and_stay_apart() -> None:
+    names = {output_name("x" * 300 + end) for end in ("1.dcm", "2.dcm")}
+    assert len(names) == 2
+    assert all(len(name.encode()) == 200 for name in names)
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    path = os.path.join(os.fsencode(src), b"\xff\xfe.dcm")
+    with open(path, "wb") as file:
+        file.write(b"DICM")
+    run(src, tmp_path / "dst")
+    assert b"\xff\xfe.dcm,ok,,,__.png," in (tmp_path / "dst" / "manifest.csv").read_bytes()
+
+
+# ---------------------------------------------------------------- a second run
+
+
+@pytest.mark.parametrize("kind", ["png", "packed"])
+def test_a_second_run_does_what_has_changed_and_no_more(tmp_path: Path, kind: str) -> None:
+    src, dst = make(tmp_path / "src", "a.dcm", "b.dcm", "c.dcm", "no.txt"), tmp_path / "dst"
+    (src / "no.txt").write_text("no image")
+    make(src, "bad.dcm", text="DICM broken")
+    notes: list[str] = []
+
+    def again(**settings: Any) -> Summary:
+        return run(src, dst, note=notes.append, format=kind, **settings)
+
+    def calm(**settings: Any) -> dict[str, bytes]:
+        folder = tmp_path / f"calm{len(list(tmp_path.iterdir()))}"
+        run(src, folder, format=kind, **settings)
+        return tree(folder)
+
+    assert again().kept == 0
+    assert notes == []
+    summary = again()
+    assert (summary.kept, summary.ok, summary.failed, summary.skipped) == (4, 3, 1, 1)
+    assert notes.pop() == ("4 of 5 files kept from an earlier run; 1 done again: 1 failed before")
+    (src / "bad.dcm").unlink()
+    (src / "b.dcm").write_text("DICM b has changed")
+    summary = again()
+    assert (summary.kept, summary.again) == (3, {"input changed": 1})
+    assert tree(dst) == calm()
+    make(src, "aa.dcm")
+    assert again().kept == 4
+    assert tree(dst) == calm()
+    (src / "aa.dcm").unlink()
+    os.unlink(dst / ("b.png" if kind == "png" else "images.npy"))
+    summary = again()
+    assert summary.again == {"output missing": 1 if kind == "png" else 3}
+    summary = again(size=(8, 8))
+    assert (summary.kept, summary.again) == (0, {"settings changed": 4})
+    assert {k: v for k, v in tree(dst).items() if k != "aa.png"} == calm(size=(8, 8))
+    # back again, with another format: nothing of the old one stays
+    other = "packed" if kind == "png" else "png"
+    run(src, dst, format=other)
+    assert (dst / "images.npy").exists() == (other == "packed")
+    assert (dst / "b.png").exists() == (other == "png")
+
+
+def test_an_input_that_fails_after_its_change_leaves_no_output(tmp_path: Path) -> None:
+    src, dst = make(tmp_path / "src", "a.dcm", "b.dcm"), tmp_path / "dst"
+    run(src, dst)
+    (src / "a.dcm").write_text("DICM broken now")
+    run(src, dst)
+    assert not (dst / "a.png").exists()
+    assert manifest(dst)["a.dcm"]["reason"] == "corrupt codestream"
+
+
+def test_changes_are_noticed_by_content_on_request(tmp_path: Path) -> None:
+    src, dst = make(tmp_path / "src", "a.dcm", "b.dcm"), tmp_path / "dst"
+    run(src, dst, compare="content")
+    os.utime(src / "a.dcm", ns=(1, 1))
+    status = os.stat(src / "b.dcm")
+    (src / "b.dcm").write_text("DICM B.dcm")
+    os.utime(src / "b.dcm", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert run(src, dst, compare="stat").again == {"input changed": 1}
+    summary = run(src, dst, compare="content")
+    # the first was converted anew without its hash being taken, the second has changed
+    assert (summary.kept, summary.again) == (0, {"input changed": 2})
+    os.utime(src / "a.dcm", ns=(2, 2))
+    assert run(src, dst, compare="content").kept == 2
+
+
+def test_fail_fast_ends_the_run(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "b.dcm", "c.dcm")
+    make(src, "a.dcm", text="DICM broken")
+    with pytest.raises(ConvertError, match=r"fail_fast: a.dcm failed \(corrupt codestream\)"):
+        run(src, tmp_path / "dst", fail_fast=True)
+    assert manifest(tmp_path / "dst").keys() == {"a.dcm"}
+
+
+def test_config_json_tells_what_made_dst(tmp_path: Path) -> None:
+    run(make(tmp_path / "src", "a.dcm"), tmp_path / "dst", bits=16)
+    told = json.loads((tmp_path / "dst" / "config.json").read_text())
+    assert told["config"]["bits"] == 16
+    assert told["digest"] == Config(size=convert_standin.SIZE, bits=16).digest()
+    assert told["versions"]["fastmammo"]
+    assert told["versions"]["imagecodecs"]
+
+
+def test_progress_and_summary(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "a.dcm", "b.dcm")
+    make(src, "c.dcm", text="DICM broken")
+    calls: list[tuple[int, int, int]] = []
+    summary = convert(
+        src,
+        tmp_path / "dst",
+        config=SMALL,
+        options=ConvertOptions(workers=1),
+        progress=lambda done, total, failed, seconds: calls.append((done, total, failed)),
+        preprocessor=convert_standin.PREPROCESSOR,
+    )
+    assert calls == [(1, 3, 0), (2, 3, 0), (3, 3, 1)]
+    assert "2 converted, 1 failed, 0 skipped, of 3 files" in summary.text()
+    assert "1 failed: corrupt codestream" in summary.text()
+    assert json.loads(json.dumps(summary.to_dict()))["exit_code"] == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("workers", -1), ("workers", 1.5), ("format", "tiff"), ("timeout_seconds", 0)],
+)
+def test_options_are_checked(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{field}: got {value!r}"):
+        ConvertOptions(**{field: value})
+
+
+def test_every_option_has_its_help() -> None:
+    from dataclasses import fields
+
+    assert all(each.metadata["help"] for each in fields(ConvertOptions))
