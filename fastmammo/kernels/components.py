@@ -48,19 +48,16 @@ def _histogram(pixels, first, where, counts):  # type: ignore[no-untyped-def]
 
 def dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Return the pixels at most `radius` rows and `radius` columns from the mask."""
-    out = mask
+    out, spare = mask.copy(), np.empty_like(mask)
     for axis in (0, 1):
         reach = 0
         while reach < radius:
             step = min(2 * reach + 1, radius - reach)  # a reach of n covers steps up to 2n + 1
-            wider = out.copy()
-            if axis == 0:
-                wider[step:] |= out[:-step]
-                wider[:-step] |= out[step:]
-            else:
-                wider[:, step:] |= out[:, :-step]
-                wider[:, :-step] |= out[:, step:]
-            out = wider
+            a, b = (out, spare) if axis == 0 else (out.T, spare.T)
+            b[:step] = a[:step]
+            np.logical_or(a[step:], a[:-step], out=b[step:])
+            np.logical_or(b[:-step], a[step:], out=b[:-step])
+            out, spare = spare, out
             reach += step
     return out
 
@@ -105,6 +102,7 @@ def components(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.i
     count = _components(mask, labels, parents)
     sizes = np.zeros(count + 1, np.int64)
     _relabel(labels, parents, sizes)
+    sizes[0] = mask.size - sizes.sum()
     return labels, sizes
 
 
@@ -151,6 +149,8 @@ def _relabel(labels, parents, sizes):  # type: ignore[no-untyped-def]
     rows, columns = labels.shape
     for y in range(rows):
         for x in range(columns):
-            label = parents[labels[y, x]]
-            labels[y, x] = label
-            sizes[label] += 1
+            label = labels[y, x]
+            if label:
+                label = parents[label]
+                labels[y, x] = label
+                sizes[label] += 1

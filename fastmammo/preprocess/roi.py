@@ -152,7 +152,7 @@ def find_breast(
     threshold = first + split.threshold
     if main is None:
         return _full_frame(rows, columns, threshold, "blank")
-    share = int(main.sum()) / small.size
+    share = np.count_nonzero(main) / small.size
     if share < _TINY:
         return _full_frame(rows, columns, threshold, "tiny", share)
     if not split.even:
@@ -163,7 +163,9 @@ def find_breast(
     mask = np.zeros(small.shape, np.bool_)
     mask[inside[0] : inside[2], inside[1] : inside[3]] = part
     box = _to_full(_tight(mask), inside, small.shape, level, rows, columns, margin_pixels)
-    return Roi(box, _laterality(part), threshold, int(mask.sum()) / small.size, tuple(flags), mask)
+    return Roi(
+        box, _laterality(part), threshold, np.count_nonzero(mask) / small.size, tuple(flags), mask
+    )
 
 
 def _full_frame(rows: int, columns: int, threshold: int, why: str, share: float = 0.0) -> Roi:
@@ -201,12 +203,12 @@ def _radius(shape: tuple[int, ...]) -> int:
 
 
 def _split(image: _Image) -> Split | None:
-    """Split air from breast.
+    """Split air from breast; None if all is alike.
 
     Padding is dark. If there is air of its own beside it, an even class of some size, they are
     one class; if not, padding lies far below the darkest fat.
     """
-    counts, padding = image.counts(), int(image.background.sum())
+    counts, padding = image.counts(), int(np.count_nonzero(image.background))
     found = otsu(counts, padding)
     if found is None or padding == 0 or found.own_air * 20 >= image.values.size:
         return found
@@ -223,13 +225,12 @@ def _inside_borders(image: _Image, split: Split) -> Box:
     ends: list[int] = []
     for axis in (0, 1):
         lines, length = image.values.shape[axis], image.values.shape[1 - axis]
-        share = bright.sum(axis=1 - axis) * 100 // length
         most = lines // 12
         tolerance = (split.tissue - split.air) // 8
-        for order in (slice(None, most or None), slice(None, -most - 1, -1)):
+        for order in (slice(0, most + 4), slice(None, -most - 5, -1)):
             cut = 0
-            near = share[::-1] if order.step else share
             taken = image.lines(order, axis)
+            near = (bright[order] if axis == 0 else bright[:, order].T).sum(axis=1) * 100 // length
             for n in range(most):
                 if near[n] < 95:
                     if n > cut + 1:
@@ -270,10 +271,11 @@ def _grown(image: _Image, main: Mask, split: Split) -> Mask:
     line along the frame's edge must not.
     """
     longer, radius = max(main.shape), _radius(main.shape)
-    near = dilated(main, max(1, longer // 25))
+    thick = dilated(main, radius)
+    near = dilated(thick, max(1, longer // 25) - radius)
     far = ~near & ~image.above(split.threshold)
     bright = image.above(_air_limit(image, far, split))
-    glare = image.above(split.tissue + (split.tissue - split.air) // 2) & ~dilated(main, radius)
+    glare = image.above(split.tissue + (split.tissue - split.air) // 2) & ~thick
     band = 2 * radius + 1
     glare[band:-band, band:-band] = False
     labels, _ = components(main | (bright & (near | _hanging(main, bright)) & ~glare))
@@ -283,7 +285,7 @@ def _grown(image: _Image, main: Mask, split: Split) -> Mask:
 
 def _air_limit(image: _Image, far: Mask, split: Split) -> int:
     """Return the v that nearly all of the air lies at or below."""
-    counts, area = image.counts(far), int(far.sum())
+    counts, area = image.counts(far), int(np.count_nonzero(far))
     known = int(counts.sum())
     if area * 100 < far.size:  # too little air to go by
         return split.base + (split.threshold - split.base) // 2
@@ -328,17 +330,18 @@ def _to_full(
 ) -> Box:
     """Map a box on the small level to full-resolution pixels and add the margin.
 
-    Sample k stands for the pixels [2^r k - 2^(r-1), 2^r k + 2^(r-1)), the last for all that follow.
-    Where the box ends at a border that was cut off, the samples there are part breast and come in.
+    Sample k stands for the pixels [2^r k - 2^(r-1), 2^r k + 2^(r-1)), and a part breast one at
+    the edge may be too dark: hence half a sample more. Where the box ends at a border that was
+    cut off, one more comes in, as the sample there is part breast.
     """
     one, half = 1 << level, (1 << level) >> 1
     found: list[int] = []
     for axis, last in ((0, rows), (1, columns)):
-        start, stop = (box[axis] << level) - half, (box[axis + 2] << level) - half
+        start, stop = (box[axis] << level) - 2 * half, box[axis + 2] << level
         if box[axis] == inside[axis] > 0:
-            start -= one + half
+            start -= one
         if box[axis + 2] == inside[axis + 2] < shape[axis]:
-            stop += one + half
+            stop += one
         elif box[axis + 2] == shape[axis]:
             stop = last
         found += [max(0, start - margin), min(last, stop + margin)]

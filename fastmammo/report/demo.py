@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fastmammo.conversion import ConvertOptions
+from fastmammo.dicom import SYNTAXES
 from fastmammo.preprocess import Config, Preprocessor
 from fastmammo.report.pictures import contact_sheet, explain
 from fastmammo.testing import write_dataset
@@ -48,7 +49,7 @@ def demo(
     images = [_pixels(root / "images" / row["output"]) for row in rows]
     captions = [
         f"{row['laterality']} {row['view_position']}, {row['photometric_interpretation']}\n"
-        f"{row['window_rule']}\nlevel {row['level']}, {row['decoder']}"
+        f"{row['window_rule']}\n{SYNTAXES[row['transfer_syntax_uid']].name}"
         for row in rows
     ]
     sheet, picture = root / "contact-sheet.png", root / "explained.png"
