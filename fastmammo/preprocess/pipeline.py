@@ -357,7 +357,7 @@ def _record(
         "roi_level": small_level,
         "window_rule": voi.rule,
         "threshold": roi.threshold,
-        "area_share": round(roi.area_share, 6),
+        "area_share": round(float(roi.area_share), 6),
         "mirrored": int(geometry.mirrored),
     }
     for name, box in (("box", geometry.box), ("placed", geometry.placed)):

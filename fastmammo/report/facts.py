@@ -42,7 +42,7 @@ def facts(path: str, config: Config, *, picture: str | None = None) -> dict[str,
             "mirrored": prepared.geometry.mirrored,
             "laterality_by_content": prepared.roi.laterality,
             "otsu_threshold": prepared.roi.threshold,
-            "breast_share_of_frame": round(prepared.roi.area_share, 4),
+            "breast_share_of_frame": round(float(prepared.roi.area_share), 4),
             "flags": list(prepared.flags),
         }
         found["notes"] = [*mammogram.notes, *decoder.notes, *prepared.voi.notes]
@@ -65,7 +65,7 @@ def text(found: dict[str, Any]) -> str:
         if section in found:
             lines.append(f"  {section}")
             for name, value in found[section].items():
-                if value not in ("", None, [], ()):
+                if value is not None and str(value) not in ("", "[]", "()"):
                     lines.append(f"    {name.replace('_', ' ')}: {_shown(value)}")
     for note in found.get("notes", ()):
         lines.append(f"  note: {note}")
