@@ -204,6 +204,14 @@ def test_backends_agree(pixels: np.ndarray) -> None:
         assert np.array_equal(decode(m, backend=backend, level=2), decode(m, level=2))
 
 
+def test_a_point_transform_is_undone(pixels: np.ndarray) -> None:
+    """JPEG lossless may drop low bits (T.81 H.1.2.1): values keep their scale."""
+    m = read(write_dicom(pixels, transfer_syntax_uid=f"{J}.57", point_transform=2))
+    assert np.array_equal(decode(m), pixels >> 2 << 2)
+    with pytest.raises(UnsupportedSyntaxError, match="leaves out the point transform|GPL"):
+        decode(m, backend="pylibjpeg")
+
+
 def test_values_beyond_bits_stored_are_kept_and_told() -> None:
     values = np.full((64, 64), 100, np.uint16)
     values[10:50, 10:50] = 12000

@@ -39,6 +39,8 @@ def refuses(codestream: Codestream) -> str | None:
         return f"{codestream.precision} bits a sample, 16 at most"
     if codestream.format not in _OPENJPEG and importlib.util.find_spec("libjpeg") is None:
         return "pylibjpeg-libjpeg (GPL) is not installed"
+    if codestream.point_transform:
+        return "its decoder leaves out the point transform: values come out too small"
     return None
 
 
