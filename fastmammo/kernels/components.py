@@ -48,7 +48,8 @@ def _histogram(pixels, first, where, counts):  # type: ignore[no-untyped-def]
 
 def dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Return the pixels at most `radius` rows and `radius` columns from the mask."""
-    out, spare = mask.copy(), np.empty_like(mask)
+    out: NDArray[np.bool_] = mask.copy()
+    spare = np.empty_like(mask)
     for axis in (0, 1):
         reach = 0
         while reach < radius:

@@ -135,15 +135,15 @@ def find_breast(
     if padding is not None:
         padded = (small >= padding[0]) & (small <= padding[1])
     flags: list[str] = []
-    image = _with_constant_background(_Image(small, first, last, inverted, padded), flags)
-    split = _split(image)
+    image, counts = _with_constant_background(_Image(small, first, last, inverted, padded), flags)
+    split = _split(image, counts)
     if split is None:
         return _full_frame(rows, columns, first, "blank")
     inside = _inside_borders(image, split)
     if inside != (0, 0, *small.shape):
         flags.append("bright border")
         image = image.part(inside)
-        split = _split(image)
+        split = _split(image, image.counts())
         if split is None:
             return _full_frame(rows, columns, first, "blank")
     main = largest(opened(image.above(split.threshold), _radius(image.values.shape)))
@@ -157,7 +157,8 @@ def find_breast(
         return _full_frame(rows, columns, threshold, "tiny", share)
     if not split.even:
         return _full_frame(rows, columns, threshold, "no air", share)
-    part = _grown(image, main, split)
+    walls = inside[1] == 0, inside[3] == small.shape[1]  # whether a side is the frame's own edge
+    part = _grown(image, main, split, walls)
     if all(_touched(part)):
         flags.append("touches all edges")
     mask = np.zeros(small.shape, np.bool_)
@@ -174,8 +175,8 @@ def _full_frame(rows: int, columns: int, threshold: int, why: str, share: float 
     return Roi((0, 0, rows, columns), "", threshold, share, flags, None)
 
 
-def _with_constant_background(image: _Image, flags: list[str]) -> _Image:
-    """Add to the background a value that fills so much of the frame that it must be padding.
+def _with_constant_background(image: _Image, flags: list[str]) -> tuple[_Image, NDArray[np.int64]]:
+    """Count the values, and make a value that fills much of the frame background: it is padding.
 
     Suppressed air and what surrounds a collimated field are one value each, which may be brighter
     than fat, and some machines do not declare it. The white of an implant is one value too, but
@@ -184,17 +185,19 @@ def _with_constant_background(image: _Image, flags: list[str]) -> _Image:
     counts = image.counts()
     total = int(counts.sum())
     if total == 0:
-        return image
+        return image, counts
     background = image.background
     darkest, peak = int(np.flatnonzero(counts)[0]), int(np.argmax(counts))
     bright = quantile(counts, 900)
     for v, least in ((darkest, 32), (peak, 8)):
-        if counts[v] * least >= total and v < bright:
+        if 0 < total <= counts[v] * least and v < bright:
             stored = image.last - v if image.inverted else image.first + v
             background = background | (image.values == stored)
             if 2 * v > bright:
                 flags.append(f"constant background {stored}")
-    return _Image(image.values, image.first, image.last, image.inverted, background)
+            counts[v] = 0
+    image = _Image(image.values, image.first, image.last, image.inverted, background)
+    return image, counts
 
 
 def _radius(shape: tuple[int, ...]) -> int:
@@ -202,13 +205,13 @@ def _radius(shape: tuple[int, ...]) -> int:
     return max(max(shape) // 200, 1 if max(shape) >= 64 else 0)
 
 
-def _split(image: _Image) -> Split | None:
+def _split(image: _Image, counts: NDArray[np.int64]) -> Split | None:
     """Split air from breast; None if all is alike.
 
     Padding is dark. If there is air of its own beside it, an even class of some size, they are
     one class; if not, padding lies far below the darkest fat.
     """
-    counts, padding = image.counts(), int(np.count_nonzero(image.background))
+    padding = int(np.count_nonzero(image.background))
     found = otsu(counts, padding)
     if found is None or padding == 0 or found.own_air * 20 >= image.values.size:
         return found
@@ -263,7 +266,7 @@ def _without_padding(
     return main, split
 
 
-def _grown(image: _Image, main: Mask, split: Split) -> Mask:
+def _grown(image: _Image, main: Mask, split: Split, walls: tuple[bool, bool]) -> Mask:
     """Grow the largest part to what is brighter than nearly all of the air far from it.
 
     The skin line is darker than Otsu's threshold, as little tissue lies in the beam. What hangs
@@ -278,7 +281,7 @@ def _grown(image: _Image, main: Mask, split: Split) -> Mask:
     glare = image.above(split.tissue + (split.tissue - split.air) // 2) & ~thick
     band = 2 * radius + 1
     glare[band:-band, band:-band] = False
-    labels, _ = components(main | (bright & (near | _hanging(main, bright)) & ~glare))
+    labels, _ = components(main | (bright & (near | _hanging(main, bright, walls)) & ~glare))
     found: Mask = labels == labels[np.unravel_index(int(np.argmax(main)), main.shape)]
     return found
 
@@ -295,12 +298,15 @@ def _air_limit(image: _Image, far: Mask, split: Split) -> int:
     return min(limit, split.threshold)
 
 
-def _hanging(main: Mask, bright: Mask) -> Mask:
-    """Return short runs of bright pixels along rows, from a side that `main` lies against."""
+def _hanging(main: Mask, bright: Mask, walls: tuple[bool, bool]) -> Mask:
+    """Return short runs of bright pixels along rows, from a side that `main` lies against.
+
+    Not beside a border that was cut off, of which a rim may be left.
+    """
     out = np.zeros(main.shape, np.bool_)
     reach = min(max(main.shape) // 16, main.shape[1] - 1)
-    for turn in (slice(None), slice(None, None, -1)):
-        if main[:, turn][:, 0].any():
+    for wall, turn in zip(walls, (slice(None), slice(None, None, -1)), strict=True):
+        if wall and main[:, turn][:, 0].any():
             run = np.logical_and.accumulate(bright[:, turn][:, : reach + 1], axis=1)
             out[:, turn][:, : reach + 1] |= run & ~run[:, -1:]
     return out
