@@ -1,6 +1,7 @@
 """The command line: one function a verb. Results on stdout, progress on stderr.
 
-Exit codes: 0 fine, 1 some files failed (they are listed), 2 the command could not run.
+Exit codes: 0 fine, 1 some files failed (they are listed), 2 the command could not run, 130 and 143
+where Ctrl-C or SIGTERM ended a run early.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from fastmammo.conversion import Summary
     from fastmammo.preprocess import Config
 
-_EPILOG = "Exit codes: 0 fine, 1 some files failed (listed), 2 could not run."
+_EPILOG = (
+    "Exit codes: 0 fine, 1 some files failed (listed), 2 could not run; 130 and 143 where Ctrl-C "
+    "or SIGTERM ended a run early."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,22 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # pipes may come with an encoding that lacks our arrows
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="replace")
-    parser = _parser()
-    parsed = parser.parse_args(arguments)
-    if not hasattr(parsed, "run"):
-        parser.print_help()
-        return 2
-    run: Callable[[argparse.Namespace], int] = parsed.run
+    verb = ""
     try:
+        parser = _parser()
+        parsed = parser.parse_args(arguments)
+        if not hasattr(parsed, "run"):
+            parser.print_help()
+            return 2
+        verb = f" {parsed.verb}"
+        run: Callable[[argparse.Namespace], int] = parsed.run
         return run(parsed)
     except BrokenPipeError:  # the reader of our output has gone: `fastmammo inspect ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FastMammoError, OSError) as error:
-        print(f"fastmammo {parsed.verb}: {error}", file=sys.stderr)
+        print(f"fastmammo{verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"fastmammo {parsed.verb}: interrupted", file=sys.stderr)
+        print(f"fastmammo{verb}: interrupted", file=sys.stderr)
         return 130
 
 
@@ -189,7 +195,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     from fastmammo.preprocess import Config
 
     parser.add_argument("files", nargs="+", metavar="FILE", help="DICOM files")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line, a file")
     parser.add_argument(
         "--picture",
         default=None,
@@ -205,12 +211,14 @@ def _inspect(parsed: argparse.Namespace) -> int:
 
     if parsed.picture and len(parsed.files) > 1:
         raise ConfigError(f"--picture: takes one FILE, got {len(parsed.files)}")
+    if parsed.picture and not os.path.isdir(os.path.dirname(parsed.picture) or "."):
+        raise ConfigError(f"--picture: no such folder: {os.path.dirname(parsed.picture)}")
     config: Config = _take_fields(parsed, Config)
     failed = 0
     for path in parsed.files:
         found = facts(path, config, picture=parsed.picture)
         failed += "error" in found
-        print(json.dumps(found, indent=2, default=str) if parsed.json else text(found))
+        print(json.dumps(found, default=str) if parsed.json else text(found))
         if "error" in found and not parsed.json:
             print(f"{path}: {found['error']}", file=sys.stderr)
     return 1 if failed else 0

@@ -279,8 +279,10 @@ def test_refusals(pixels: np.ndarray) -> None:
         decode(read(_patched(plain, PhotometricInterpretation="RGB")))
     with pytest.raises(UnsupportedImageError, match=r"Bits Allocated \(0028,0100\) is 32"):
         decode(read(_patched(plain, BitsAllocated=32)))
-    with pytest.raises(ConfigError, match="level 13: allowed are 0 to 12"):
+    with pytest.raises(ConfigError, match="level 13: allowed are whole numbers 0 to 12"):
         decode(read(plain), level=13)
+    with pytest.raises(ConfigError, match=r"level 1\.5: allowed"):
+        decode(read(plain), level=1.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="device 'tpu'"):
         decode(read(plain), device="tpu")
     with pytest.raises(ConfigError, match="backend 'kakadu': allowed are auto, numpy"):

@@ -12,7 +12,7 @@ import pytest
 import fastmammo
 from fastmammo.dicom import read
 from fastmammo.errors import ConfigError, NotDicomError, WindowError
-from fastmammo.preprocess import Config, Preprocessor, apply_voi
+from fastmammo.preprocess import RECORD_COLUMNS, Config, Preprocessor, apply_voi
 from fastmammo.testing import phantom, write_dicom
 
 J = "1.2.840.10008.1.2.4"
@@ -197,6 +197,7 @@ def test_the_record_tells_what_was_done() -> None:
     made = phantom(640, 512, seed=1)
     data = write_dicom(made.pixels, window_center=1000, window_width=2000, patient_id="SECRET")
     record = Preprocessor(size=(128, 96), workers=1).prepare(data).record
+    assert tuple(record) == RECORD_COLUMNS
     assert record["decoder"] == "openjpeg"
     assert record["transfer_syntax_uid"] == f"{J}.90"
     assert record["window_rule"] == "window 0 LINEAR"

@@ -26,6 +26,8 @@ class Input(NamedTuple):
     """The output's path below DST without its suffix; empty where there will be none."""
     patient_id: str = ""
     image_id: str = ""
+    listed: str = ""
+    """The path as a list or CSV has it, to join by."""
     status: str = ""
     """Empty: to be converted. "failed" or "skipped": settled while looking, see `reason`."""
     reason: str = ""
@@ -210,8 +212,10 @@ def _rooted(rows: Sequence[tuple[str, str, str]], base: str, image_root: str | N
     named = [source for source, use in zip(sources, usable, strict=True) if use]
     if not named:
         return []
+    # Below the list's folder (or image_root) names are relative to it, whatever else is listed;
+    # paths that lie elsewhere are named relative to what they have in common.
     root = os.path.commonpath([os.path.dirname(each) for each in named])
-    if image_root and (root + os.sep).startswith(base.rstrip(os.sep) + os.sep):
+    if (root + os.sep).startswith(base.rstrip(os.sep) + os.sep):
         root = base
     for number, (source, row) in enumerate(zip(sources, rows, strict=True), start=1):
         if not usable[number - 1]:
@@ -220,7 +224,7 @@ def _rooted(rows: Sequence[tuple[str, str, str]], base: str, image_root: str | N
             continue
         path = _relative(source, root)
         # one image may have several rows (one a lesion): it is converted once
-        inputs.setdefault(path, _input(path, source, row[1], row[2]))
+        inputs.setdefault(path, _input(path, source, row[1], row[2])._replace(listed=row[0]))
     return list(inputs.values())
 
 

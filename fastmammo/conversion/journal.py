@@ -129,6 +129,10 @@ class Journal:
     def __contains__(self, path: str) -> bool:
         return path in self._offsets
 
+    def paths(self) -> list[str]:
+        """Return the inputs that have an entry, those of earlier runs with other SRC included."""
+        return list(self._offsets)
+
     def get(self, path: str) -> Entry | None:
         """Return the last entry of an input, or None where there is none that counts."""
         offset = self._offsets.get(path)

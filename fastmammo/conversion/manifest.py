@@ -9,7 +9,9 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from fastmammo.conversion.packed import NAME as ARRAY
 from fastmammo.conversion.writers import write_atomic
+from fastmammo.preprocess import RECORD_COLUMNS, STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,17 @@ if TYPE_CHECKING:
     from fastmammo.conversion.inputs import Input
     from fastmammo.conversion.journal import Journal
 
-COLUMNS = ("path", "status", "reason", "message", "output", "row", "patient_id", "image_id")
+COLUMNS = (
+    "path",
+    "listed",
+    "status",
+    "reason",
+    "message",
+    "output",
+    "row",
+    "patient_id",
+    "image_id",
+)
 """The first columns of every manifest; those of the image's record follow, in its order."""
 
 _CODECS = ("numpy", "numba", "pydicom", "imagecodecs", "pylibjpeg", "pylibjpeg-openjpeg", "pillow")
@@ -37,8 +49,9 @@ def write_tables(
     Args:
         row: gives an input's row in the packed array, or None.
     """
-    record_columns: dict[str, None] = {}
-    stages: dict[str, None] = {}
+    # every manifest has the same header, even one whose files have all failed
+    record_columns = dict.fromkeys(RECORD_COLUMNS)
+    stages = dict.fromkeys((*STAGES, "encode", "write", "total"))
     for each in inputs:
         entry = journal.get(each.path)
         if entry is not None:
@@ -50,14 +63,19 @@ def write_tables(
             entry = journal.get(each.path)
             if entry is None:
                 continue
+            place = row(each.path) if entry["status"] == "ok" else None
+            output = entry.get("output", "")
+            if output == ARRAY and place is None:
+                output = ""  # the array is made when all files are done
             yield {
                 **entry.get("record", {}),
                 "path": each.path,
+                "listed": each.listed,
                 "status": entry["status"],
                 "reason": entry.get("reason", ""),
                 "message": entry.get("message", ""),
-                "output": entry.get("output", ""),
-                "row": row(each.path) if entry["status"] == "ok" else None,
+                "output": output,
+                "row": place,
                 "patient_id": each.patient_id,
                 "image_id": each.image_id,
             }

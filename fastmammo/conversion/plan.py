@@ -59,6 +59,17 @@ class Plan:
         self._forget(redo)
         return settled
 
+    def orphans(self, inputs: Sequence[Input]) -> list[str]:
+        """Return the outputs in DST, sorted, whose inputs are no longer among `inputs`."""
+        current = {each.path for each in inputs}
+        found = []
+        for path in self.journal.paths():
+            if path not in current:
+                output = (self.journal.get(path) or {}).get("output", "")
+                if output and output != NAME and os.path.exists(os.path.join(self.dst, output)):
+                    found.append(output)
+        return sorted(found)
+
     def output(self, each: Input) -> str:
         """Return the manifest's output column: the path in DST."""
         return NAME if self.packed is not None else each.name + ".png"

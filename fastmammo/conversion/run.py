@@ -73,6 +73,9 @@ def convert(
 
     config = config or Config()
     options = options or ConvertOptions()
+    for name, path in (("SRC", src), ("DST", dst)):
+        if not os.fspath(path):  # a variable that is not set must not mean the current folder
+            raise ConvertError(f"{name} is empty: name a folder, or . for the current one")
     destination = os.path.abspath(dst)
     inputs = find_inputs(
         src,
@@ -253,5 +256,7 @@ class _Run:
             seconds=round(seconds, 3),
             images_per_second=round(self.ok / seconds, 3) if seconds > 0 else 0.0,
             signal=self.signal,
+            orphans=self.plan.orphans(self.inputs),
+            array_pending=self.packed is not None and bool(self.signal),
             manifest=os.path.join(self.dst, "manifest.csv"),
         )

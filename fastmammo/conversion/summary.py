@@ -28,6 +28,10 @@ class Summary:
     """Images finished by this run, divided by its time."""
     signal: int = 0
     """SIGINT or SIGTERM, if that ended the run early; else 0."""
+    orphans: list[str] = field(default_factory=list)
+    """Outputs in DST whose inputs this run did not find: left in place, in no manifest row."""
+    array_pending: bool = False
+    """Whether `images.npy` still waits for the rest of an interrupted run."""
     manifest: str = ""
 
     @property
@@ -37,8 +41,8 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0 fine, 1 some files failed, 130 or 143 ended by a signal."""
-        return 128 + self.signal if self.signal else int(self.failed > 0)
+        """0 fine, 1 some files failed or none was converted, 130 or 143 ended by a signal."""
+        return 128 + self.signal if self.signal else int(self.failed > 0 or self.ok == 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-able values."""
@@ -53,6 +57,15 @@ class Summary:
         if note := describe(self.kept, self.again, self.files):
             lines.append(note)
         lines += [f"  {count} {reason}" for reason, count in self.reasons.items()]
+        if self.ok == 0 and not self.signal:
+            lines.append("no image was converted")
+        if self.orphans:
+            lines.append(
+                f"{len(self.orphans)} outputs in DST belong to no input of this run and stand in "
+                f"no manifest row ({self.orphans[0]}, ...): delete them, or use another DST"
+            )
+        if self.array_pending:
+            lines.append("images.npy is made when all files are done")
         if self.signal:
             lines.append(
                 f"ended by {signal.Signals(self.signal).name} with {self.unfinished} files to do: "

@@ -129,7 +129,11 @@ def process(
 def unreadable(error: OSError) -> Message:
     """Return the fields of a file that the system will not let us read."""
     if isinstance(error, FileNotFoundError):
-        return {"status": "failed", "reason": "file not found", "message": "no such file"}
+        return {
+            "status": "failed",
+            "reason": "file not found",
+            "message": f"no such file: {error.filename}",
+        }
     return {"status": "failed", "reason": "unreadable file", "message": error.strerror or ""}
 
 

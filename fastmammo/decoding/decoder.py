@@ -98,8 +98,8 @@ class FrameDecoder:
 
         Raises: see `decode`.
         """
-        if not 0 <= level <= MAX_LEVEL:
-            raise ConfigError(f"level {level}: allowed are 0 to {MAX_LEVEL}")
+        if not isinstance(level, int) or not 0 <= level <= MAX_LEVEL:
+            raise ConfigError(f"level {level}: allowed are whole numbers 0 to {MAX_LEVEL}")
         if level not in self._levels:
             start = time.perf_counter()
             try:
@@ -139,9 +139,29 @@ class FrameDecoder:
             raise MismatchError(
                 f"{backend.NAME} gave {pixels.shape} samples, the codestream's header says {wanted}"
             )
+        self._within_precision(pixels, backend)
         if backend.NAME not in self.used:
             self.used.append(backend.NAME)
         return pixels
+
+    def _within_precision(self, pixels: NDArray[Any], backend: Backend) -> None:
+        """Refuse values that a codestream of this precision cannot hold: it is damaged.
+
+        JPEG, JPEG-LS and JPEG 2000 have no checksum. Where the decoder does not clamp (lossless
+        JPEG, JPEG-LS, OpenJPH's HTJ2K), a value out of range is the one sign of damage there is.
+        """
+        c = self.codestream
+        if c.precision >= 8 * pixels.dtype.itemsize or c.format in ("raw", "rle"):
+            return
+        first, last = 0, (1 << c.precision) - 1
+        if c.signed:
+            first, last = -(1 << (c.precision - 1)), (1 << (c.precision - 1)) - 1
+        lowest, highest = int(pixels.min()), int(pixels.max())
+        if lowest < first or highest > last:
+            raise CorruptCodestreamError(
+                f"{backend.NAME} decoded values {lowest} to {highest} from a codestream of "
+                f"{c.precision} bits ({first} to {last}): it is damaged"
+            )
 
     def _reduce(self, level: int) -> NDArray[np.int32]:
         if level not in self._reduced:

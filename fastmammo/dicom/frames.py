@@ -23,6 +23,9 @@ class Frame:
     data: bytes | memoryview
     fragments: int = 1
 
+    def __reduce__(self) -> tuple[type[Frame], tuple[bytes, int]]:
+        return Frame, (bytes(self.data), self.fragments)  # a view of the file cannot be pickled
+
 
 @dataclass(frozen=True)
 class _Fragment:

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 
 
 def njit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile `function` in nopython mode on its first call and keep the result on disk."""
-    compiled: Callable[..., Any] = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    """Compile `function` in nopython mode on its first call and keep the result on disk.
+
+    Where neither the package's folder nor the user's cache folder can be written, it is compiled
+    anew in every process (NUMBA_CACHE_DIR names another folder).
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # "cannot cache function: no locator available"
+        compiled = numba.njit(**options)(function)
     return compiled

@@ -2,11 +2,20 @@
 
 from fastmammo.preprocess.config import Config
 from fastmammo.preprocess.geometry import Geometry
-from fastmammo.preprocess.pipeline import Batch, Failure, Prepared, Preprocessor
+from fastmammo.preprocess.pipeline import (
+    RECORD_COLUMNS,
+    STAGES,
+    Batch,
+    Failure,
+    Prepared,
+    Preprocessor,
+)
 from fastmammo.preprocess.roi import Roi, find_breast, roi_level
 from fastmammo.preprocess.voi import VoiTable, WindowChoice, apply_voi, voi_table
 
 __all__ = [
+    "RECORD_COLUMNS",
+    "STAGES",
     "Batch",
     "Config",
     "Failure",

@@ -50,7 +50,7 @@ class Config:
     window: str = _option(
         "auto",
         "auto (the file's first usable window or VOI LUT), none, minmax, CENTER,WIDTH[,FUNCTION], "
-        "window:INDEX, lut:INDEX or explanation:TEXT",
+        "window:INDEX, lut:INDEX or explanation:TEXT; with a minus in front: --window=-5,100",
     )
     frame: int = _option(0, "index of the frame, in multi-frame files")
     backend: str = _option("auto", "decoder: auto, openjpeg, imagecodecs, pylibjpeg or numpy")

@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from fastmammo.dicom import Source
 
 
+STAGES = ("read", "decode", "roi", "voi", "resample")
+"""The keys of `Prepared.seconds`, in order."""
+
+RECORD_COLUMNS = (
+    *("sop_instance_uid", "modality", "laterality", "laterality_content", "view_position"),
+    *("view_modifiers", "manufacturer", "presentation_intent_type", "photometric_interpretation"),
+    *("rows", "columns", "bits_stored", "transfer_syntax_uid", "precision", "decoder", "level"),
+    *("roi_level", "window_rule", "threshold", "area_share", "mirrored"),
+    *("box_row0", "box_column0", "box_row1", "box_column1"),
+    *("placed_row0", "placed_column0", "placed_row1", "placed_column1"),
+    *("row_spacing_mm", "column_spacing_mm", "flags", "notes"),
+)
+"""The keys of `Prepared.record`, in order: a manifest has these columns."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Prepared:
     """One finished image and all that is known of how it came about."""
@@ -321,6 +336,8 @@ def _flags(m: Mammogram, decoder: FrameDecoder, roi: Roi) -> tuple[str, ...]:
     header = m.image_laterality
     if header in ("L", "R") and roi.laterality in ("L", "R") and header != roi.laterality:
         flags.append(f"laterality: header {header}, content {roi.laterality}")
+    if m.modality not in ("MG", ""):
+        flags.append(f"modality {m.modality}, not MG")
     if decoder.beyond_range:
         flags.append(f"values beyond {m.bits_stored} bits stored")
     if len(m.frames) > 1:
@@ -340,6 +357,7 @@ def _record(
     spacing = geometry.output_spacing_mm or ("", "")
     record: dict[str, str | int | float] = {
         "sop_instance_uid": m.sop_instance_uid,
+        "modality": m.modality,
         "laterality": m.image_laterality,
         "laterality_content": roi.laterality,
         "view_position": m.view_position,
