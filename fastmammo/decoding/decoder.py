@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MAX_PIXELS = 1 << 27
 """134 million: four times the largest detector known (5355 x 4915). Beyond it is an attack."""
 
+MAX_CODEBLOCKS = 1 << 21
+"""Even blocks of 4 x 4 give no more on the largest detector; a decoder keeps a record of each."""
+
 MAX_LEVEL = 12
 
 
@@ -64,7 +67,8 @@ class FrameDecoder:
             self.data = mammogram.frame(frame).data
             _check(mammogram, self.codestream, len(self.data), max_pixels)
             self.notes: list[str] = []
-            self.first, self.last = self._range()
+            self.first, self.last = mammogram.stored_range
+            self._compare()
             # Lossy HTJ2K goes to OpenJPEG at level 0 too: OpenJPH's reader does not clamp.
             self.backend: Backend = choose(
                 self.codestream,
@@ -81,14 +85,13 @@ class FrameDecoder:
         self.codec_levels = self._codec_levels()
         self._reduced: dict[int, NDArray[np.int32]] = {}
         self._levels: dict[int, NDArray[Any]] = {}
-        self.beyond_range = False
-        """Whether decoded values lie beyond Bits Stored, by more than a low-pass can overshoot."""
+        self._far: dict[int, int] = {}
         self.used: list[str] = []
         """Names of the backends that decoded something, in order."""
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
-        """The type of the stored values at any level: uint8, int8, uint16 or int16."""
+        """The smallest type that holds first..last: of every level above 0."""
         sign = "int" if self.first < 0 else "uint"
         bits = 8 if self.first >= -128 and self.last <= (127 if self.first < 0 else 255) else 16
         return np.dtype(f"{sign}{bits}")
@@ -113,23 +116,28 @@ class FrameDecoder:
 
     def _make(self, level: int) -> NDArray[Any]:
         if level == 0:
-            pixels = self._interpret(self._decode(self.backend, 0))
-            if self.codestream.precision > self.mammogram.bits_stored:
-                self._note_range(int(pixels.min()), int(pixels.max()), 0)
-            return pixels
+            return self._interpret(self._decode(self.backend, 0))
         if level <= self.codec_levels and 0 not in self._levels:
             values: NDArray[Any] = self._decode(self._level_backend, level)
         else:
             values = self._reduce(level)
-        clipped, lowest, highest = kernels.clip_to(values, self.first, self.last, self.dtype)
-        # The 5/3 low-pass overshoots at saturated letters: after any number of levels by less
-        # than the range itself (the sum of |weights| stays below 3 in two dimensions).
-        self._note_range(lowest, highest, self.last - self.first)
+        slack = (self.last - self.first) // 8
+        clipped, far = kernels.clip_to(values, self.first, self.last, slack, self.dtype)
+        self._far[level] = far
         return clipped
 
-    def _note_range(self, lowest: int, highest: int, slack: int) -> None:
-        if lowest < self.first - slack or highest > self.last + slack:
-            self.beyond_range = True
+    def beyond_range(self, level: int) -> bool:
+        """Return whether values lie beyond Bits Stored, as level `level` shows it.
+
+        At level 0 one value is enough. A low-pass overshoots at saturated letters, so at higher
+        levels 0.5 % of the samples must lie beyond by an eighth of the range.
+        """
+        pixels = self.at(level)
+        if level:
+            return self._far[level] * 200 > pixels.size
+        if self.codestream.precision <= self.mammogram.bits_stored:
+            return False
+        return int(pixels.min()) < self.first or int(pixels.max()) > self.last
 
     def _decode(self, backend: Backend, level: int) -> NDArray[Any]:
         pixels = backend.decode(self.data, self.codestream, level, self.threads)
@@ -184,37 +192,37 @@ class FrameDecoder:
             and c.origin == (0, 0)
             and c.subsampling == (1, 1)
             and not c.region_of_interest
+            and not c.tile_overrides
             and c.signed == m.signed
             and c.precision >= m.bits_stored
         )
         return c.levels if serve else 0
 
-    def _range(self) -> tuple[int, int]:
-        """Return the range of stored values: Bits Stored and sign, or as the codestream says.
-
-        A signed codestream under an unsigned header keeps its own range. An unsigned one under a
-        signed header holds two's complement patterns and is read as such (see `_interpret`).
-        """
+    def _compare(self) -> None:
+        """Note where the codestream and the header disagree, and what counts."""
         m, c = self.mammogram, self.codestream
-        bits, signed = m.bits_stored, m.signed
+        if c.format in ("raw", "rle"):
+            return
+        if c.format != m.transfer_syntax.family:
+            self.notes.append(
+                f"the transfer syntax is {m.transfer_syntax}, the frame is {c.format}"
+            )
+        elif m.transfer_syntax.lossless and not c.reversible:
+            self.notes.append(f"the transfer syntax is {m.transfer_syntax}, its coding is lossy")
         if c.signed and not m.signed:
-            bits, signed = c.precision, True
             self.notes.append(
                 f"the codestream is signed, Pixel Representation (0028,0103) is 0: the "
                 f"codestream's sign and {c.precision} bits count"
             )
-        if m.transfer_syntax.encapsulated and c.format != "rle":
-            if c.precision != m.bits_stored and c.precision != m.bits_allocated:
-                self.notes.append(
-                    f"the codestream has {c.precision} bits, Bits Stored (0028,0101) is "
-                    f"{m.bits_stored}"
-                )
-            if m.signed and not c.signed and c.format in ("jpeg2000", "htj2k"):
-                self.notes.append(
-                    f"Pixel Representation (0028,0103) is 1, the codestream is unsigned: read as "
-                    f"two's complement of {c.precision} bits"
-                )
-        return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+        if c.precision not in (m.bits_stored, m.bits_allocated):
+            self.notes.append(
+                f"the codestream has {c.precision} bits, Bits Stored (0028,0101) is {m.bits_stored}"
+            )
+        if m.signed and not c.signed and c.format in ("jpeg2000", "htj2k"):
+            self.notes.append(
+                f"Pixel Representation (0028,0103) is 1, the codestream is unsigned: read as "
+                f"two's complement of {_sign_bits(m, c)} bits"
+            )
 
     def _interpret(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Return decoded samples as stored values: byte order, shift, sign, type."""
@@ -225,8 +233,8 @@ class FrameDecoder:
             return _native_values(pixels, m)
         if m.signed and not c.signed:
             # JPEG, JPEG-LS and some J2K writers code two's complement patterns as unsigned
-            # numbers: bit `precision` - 1 is the sign.
-            shift = 8 * pixels.dtype.itemsize - c.precision
+            # numbers, with or without copies of the sign above Bits Stored.
+            shift = 8 * pixels.dtype.itemsize - _sign_bits(m, c)
             signed = pixels.astype(f"uint{8 * pixels.dtype.itemsize}", copy=False)
             return (signed << shift).view(f"int{8 * pixels.dtype.itemsize}") >> shift
         return pixels
@@ -269,7 +277,7 @@ def decode(
         UnsupportedSyntaxError, BackendUnavailableError: no backend for it.
         ConfigError: no such backend, device or level.
     """
-    return FrameDecoder(
+    pixels = FrameDecoder(
         mammogram,
         device=device,
         backend=backend,
@@ -277,6 +285,8 @@ def decode(
         threads=threads,
         max_pixels=max_pixels,
     ).at(level)
+    # Uncompressed pixels are a view of the file's bytes until here.
+    return pixels if pixels.flags.writeable else pixels.copy()
 
 
 def _require_grey(m: Mammogram) -> None:
@@ -324,8 +334,15 @@ def _check(m: Mammogram, c: Codestream, length: int, max_pixels: int) -> None:
             f"the codestream has {c.precision} bits a sample, Bits Allocated (0028,0100) is "
             f"{m.bits_allocated}: one of them is damaged"
         )
+    if c.packets > c.length or c.codeblocks > MAX_CODEBLOCKS:
+        raise SizeBombError(
+            f"the codestream claims {c.packets} packets and {c.codeblocks} code-blocks in "
+            f"{c.length} bytes; a packet needs a byte at least, and {MAX_CODEBLOCKS} code-blocks "
+            "are the limit: its precincts, layers or code-blocks are an attack, or damaged"
+        )
     # The fewest bits that a pixel can cost: one Huffman code (T.81 H), two codes a block of 64
-    # pixels (T.81 F), two bytes of PackBits for 128. JPEG-LS and JPEG 2000 have no such floor.
+    # pixels (T.81 F), two bytes of PackBits for 128. JPEG-LS has no such floor; that of JPEG 2000
+    # is the number of packets, above.
     floors = {"jpeg-lossless": 1.0, "jpeg": 2 / 64, "rle": 2 / 128 * c.precision}
     least = int(c.pixels * floors.get(c.format, 0.0) / 8)
     if length < least:
@@ -333,6 +350,11 @@ def _check(m: Mammogram, c: Codestream, length: int, max_pixels: int) -> None:
             f"the codestream claims {c.rows} x {c.columns} pixels in {length} bytes; "
             f"{c.format} needs at least {least}: it is truncated, or an attack"
         )
+
+
+def _sign_bits(m: Mammogram, c: Codestream) -> int:
+    """Return how many low bits of an unsigned codestream's samples are the signed value."""
+    return min(c.precision, m.bits_stored)
 
 
 def _native_values(pixels: NDArray[Any], m: Mammogram) -> NDArray[Any]:

@@ -52,8 +52,9 @@ _MODIFIERS = {  # PS3.16 CID 4015, for items whose Code Meaning is empty
 class Attributes:
     """Look-ups in a data set and its functional groups; collects notes on what was unreadable."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, frame: int = 0) -> None:
         self._dataset = dataset
+        self._frame = frame
         self.notes: list[str] = []
 
     def raw(self, keyword: str) -> Any:
@@ -63,28 +64,28 @@ class Attributes:
     def deep(self, keyword: str) -> Any:
         """Return the value at the top level or else in the functional groups (PS3.3 C.7.6.16).
 
-        Of per-frame groups the first frame's counts.
+        Of per-frame groups those of the frame at hand count.
         """
         value = self.raw(keyword)
         if value is not None:
             return value
-        for groups in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-            items = self._sequence(self._dataset, groups)
-            for macro in items[:1]:
-                for element in macro:
-                    if element.VR == "SQ" and element.value:
-                        value = self._value(element.value[0], keyword)
+        for groups, item in (
+            ("SharedFunctionalGroupsSequence", 0),
+            ("PerFrameFunctionalGroupsSequence", self._frame),
+        ):
+            for macro in self._sequence(self._dataset, groups)[item : item + 1]:
+                for name in macro.dir():
+                    for inner in self._sequence(macro, name)[:1]:
+                        value = self._value(inner, keyword) if hasattr(inner, "dir") else None
                         if value is not None:
                             return value
         return None
 
     def element(self, group: int, element: int) -> int | None:
         """Return a whole-number element by its tag, for repeating groups that have no keyword."""
-        if (group, element) not in self._dataset or self._dataset[group, element].is_empty:
-            return None
         try:
             return int(self._dataset[group, element].value)
-        except (TypeError, ValueError):
+        except Exception:  # absent, empty, or whatever pydicom makes of damaged bytes
             return None
 
     def text(self, keyword: str) -> str:
@@ -126,7 +127,7 @@ class Attributes:
         """Return Patient's Age (0010,1010) in years; PS3.5 6.2 gives the units D, W, M, Y."""
         text = self.text("PatientAge")
         units = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}
-        if len(text) < 2 or text[-1].upper() not in units or not text[:-1].isdigit():
+        if len(text) < 2 or text[-1].upper() not in units or not text[:-1].isdecimal():
             return None
         return round(int(text[:-1]) / units[text[-1].upper()], 3)
 
@@ -156,10 +157,10 @@ class Attributes:
         """Return the usable items of a LUT sequence; unusable ones are noted and left out."""
         value = self.deep(sequence)
         tables = []
-        for i, item in enumerate(value if value is not None else ()):
+        for i, item in enumerate(value if hasattr(value, "__iter__") else ()):
             try:
                 tables.append(_lookup_table(item, signed=signed))
-            except (AttributeError, ValueError, TypeError, IndexError) as error:
+            except Exception as error:  # pydicom converts values lazily: any of its errors
                 self.notes.append(f"{sequence} item {i} ignored: {error}")
         return tuple(tables)
 
@@ -225,8 +226,8 @@ def _lookup_table(item: Dataset, *, signed: bool) -> LookupTable:
             raise ValueError(f"LUTData holds {len(value)} bytes, too few for {entries} entries")
     else:
         words = [int(v) & 0xFFFF for v in _listed(value)]
-        if len(words) * 2 == entries and bits <= 8:  # two 8-bit entries a word
-            data = np.array(words, "<u2").view(np.uint8).astype(np.uint16)
+        if len(words) == (entries + 1) // 2 and bits <= 8:  # two 8-bit entries a word
+            data = np.array(words, "<u2").view(np.uint8)[:entries].astype(np.uint16)
         elif len(words) >= entries:
             data = np.array(words[:entries], np.uint16)
         else:

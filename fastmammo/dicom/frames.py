@@ -129,7 +129,7 @@ def _share(
     notes: list[str],
 ) -> list[list[_Fragment]]:
     """Share fragments out among frames: by offset tables, by count, or by their first bytes."""
-    if extended:
+    if isinstance(extended, bytes):
         offsets = struct.unpack(f"<{len(extended) // 8}Q", extended[: len(extended) // 8 * 8])
         if groups := _by_offsets(fragments, offsets, count):
             return groups

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fastmammo.dicom.codestream import Codestream, inspect_codestream
+from fastmammo.dicom.codestream import inspect_codestream
+from fastmammo.dicom.facts import Codestream
 from fastmammo.errors import ReadError
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Mammogram:
     presentation_lut_shape: str
     """"IDENTITY", "INVERSE" or ""."""
 
+    described_frame: int
+    """Of several frames, the one whose functional groups (window, rescale, spacing) are these."""
     frames: tuple[Frame, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
     """What had to be settled while reading, each a sentence."""
@@ -162,6 +165,35 @@ class Mammogram:
             return None
         factor = self.estimated_radiographic_magnification_factor or 1.0
         return self.imager_pixel_spacing[0] / factor, self.imager_pixel_spacing[1] / factor
+
+    @property
+    def padding_range(self) -> tuple[int, int] | None:
+        """(lowest, highest) stored value that is padding (PS3.3 C.7.5.1.1.2), or None."""
+        if self.pixel_padding_value is None:
+            return None
+        limit = self.pixel_padding_range_limit
+        ends = self.pixel_padding_value, self.pixel_padding_value if limit is None else limit
+        return min(ends), max(ends)
+
+    @cached_property
+    def stored_range(self) -> tuple[int, int]:
+        """(lowest, highest) stored value there can be, by Bits Stored and sign.
+
+        Pixels are clipped to it after the last wavelet level; the look-up table spans it. A signed
+        codestream under an unsigned header keeps its own range.
+        """
+        bits, signed = self.bits_stored, self.signed
+        if not signed and self.frames and self.transfer_syntax.encapsulated:
+            codestream = self.codestream(self.described_frame)
+            if codestream.signed:
+                bits, signed = codestream.precision, True
+        return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+    def without_frames(self) -> Mammogram:
+        """Return the same facts without the frames' bytes."""
+        slim = replace(self, frames=())
+        slim.__dict__["stored_range"] = self.stored_range  # a cached property that needs a frame
+        return slim
 
     def codestream(self, frame: int = 0) -> Codestream:
         """Return the header facts of a frame's codestream (format "raw" for plain arrays).

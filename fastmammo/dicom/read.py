@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import zlib
-from io import BytesIO
-from typing import IO, TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from fastmammo.dicom.attributes import Attributes
 from fastmammo.dicom.frames import Frame, encapsulated_frames, native_frames
 from fastmammo.dicom.mammogram import Mammogram
+from fastmammo.dicom.source import Source, load, name_of, parse_header, without_image
 from fastmammo.dicom.syntax import SYNTAXES, TransferSyntax
 from fastmammo.errors import (
     FastMammoError,
     MissingAttributeError,
-    NotDicomError,
-    NotImageError,
     ReadError,
-    SizeBombError,
     TruncatedFileError,
     UnsupportedImageError,
     UnsupportedSyntaxError,
@@ -26,19 +21,14 @@ from fastmammo.errors import (
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-Source = Union[str, "os.PathLike[str]", bytes, bytearray, memoryview, IO[bytes]]
 
-_PIXEL_DATA = 0x7FE00010
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_MAX_INFLATED = 1 << 31
-"""A deflated file may grow to this many bytes: beyond it is an attack, not a mammogram."""
-
-
-def read(source: Source) -> Mammogram:
+def read(source: Source, *, frame: int = 0) -> Mammogram:
     """Read a mammogram's header and find each frame's codestream. No pixel is decoded.
 
     Args:
         source: a path, the file's bytes, or a binary file object (read to its end).
+        frame: of a multi-frame object, the frame whose functional groups (window, rescale, spacing,
+            laterality) the facts are taken from; all frames' bytes are found in any case.
 
     Raises:
         NotDicomError: the bytes are not DICOM.
@@ -47,36 +37,30 @@ def read(source: Source) -> Mammogram:
         MissingAttributeError, UnsupportedImageError, UnsupportedSyntaxError: no usable image.
         OSError: the path cannot be opened or read.
     """
-    data, path = _load(source)
+    path = name_of(source)
     try:
-        return _read(data, path)
+        return _read(load(source), path, frame)
     except FastMammoError as error:
         error.path = path
         raise
 
 
-def _load(source: Source) -> tuple[bytes | memoryview, str | None]:
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return memoryview(source).cast("B"), None
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        with open(path, "rb") as file:
-            return file.read(), path
-    if hasattr(source, "read"):
-        name = getattr(source, "name", None)
-        return source.read(), name if isinstance(name, str) else None
-    raise TypeError(
-        f"cannot read a mammogram from {type(source).__name__}; supported are a path (str, "
-        "os.PathLike), bytes, bytearray, memoryview and a binary file object"
-    )
+def _read(data: bytes | memoryview, path: str | None, frame: int) -> Mammogram:
+    try:
+        return _describe(data, path, frame)
+    except FastMammoError:
+        raise
+    except Exception as error:  # pydicom raises whatever the damaged bytes lead it to
+        raise ReadError(
+            f"the DICOM header cannot be read: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _read(data: bytes | memoryview, path: str | None) -> Mammogram:
-    dataset, body, position = _parse_header(data)
-    attributes = Attributes(dataset)
+def _describe(data: bytes | memoryview, path: str | None, frame: int) -> Mammogram:
+    dataset, body, position = parse_header(data)
+    attributes = Attributes(dataset, frame)
     if position >= len(body) and dataset.get("Rows") is None:
-        name = getattr(dataset.get("SOPClassUID"), "name", "") or "unknown SOP class"
-        raise NotImageError(f"a DICOM object without an image ({name}): no Rows, no Pixel Data")
+        raise without_image(dataset, len(data))
     syntax = _transfer_syntax(dataset)
     rows, columns = _size(attributes)
     samples = attributes.integer("SamplesPerPixel") or 1
@@ -91,7 +75,17 @@ def _read(data: bytes | memoryview, path: str | None) -> Mammogram:
     count = 1 if count is None else count
     if count < 1:
         raise UnsupportedImageError(f"Number of Frames (0028,0008) is {count}, wanted 1 or more")
-    frames = _frames(body, position, syntax, attributes, rows, columns, samples, allocated, count)
+    frames = _frames(
+        body,
+        position,
+        syntax,
+        attributes,
+        rows,
+        columns,
+        samples,
+        allocated,
+        count,
+    )
     text = attributes.text
     luts = attributes.lookup_tables("ModalityLUTSequence", signed=representation == 1)
     return Mammogram(
@@ -119,7 +113,7 @@ def _read(data: bytes | memoryview, path: str | None) -> Mammogram:
         samples_per_pixel=samples,
         bits_allocated=allocated,
         bits_stored=stored,
-        high_bit=_first(attributes.integer("HighBit"), stored - 1),
+        high_bit=_high_bit(attributes, stored, allocated),
         pixel_representation=representation,
         photometric_interpretation=text("PhotometricInterpretation").upper(),
         overlay_bits=_overlay_in_high_bits(attributes, stored),
@@ -139,74 +133,13 @@ def _read(data: bytes | memoryview, path: str | None) -> Mammogram:
         window_width=attributes.numbers("WindowWidth"),
         window_center_width_explanation=attributes.texts("WindowCenterWidthExplanation"),
         voi_lut_function=text("VOILUTFunction").upper(),
-        voi_luts=attributes.lookup_tables("VOILUTSequence", signed=representation == 1),
+        # its input is the modality step's output, whose sign is settled where both are known
+        voi_luts=attributes.lookup_tables("VOILUTSequence", signed=False),
         presentation_lut_shape=text("PresentationLUTShape").upper(),
+        described_frame=frame,
         frames=frames,
         notes=tuple(attributes.notes),
     )
-
-
-def _parse_header(data: bytes | memoryview) -> tuple[Dataset, memoryview, int]:
-    """Return (data set, the bytes it was parsed from, where Pixel Data's tag begins in them)."""
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    view = memoryview(data)
-    preamble = bytes(view[128:132]) == b"DICM"
-    if not preamble and not _looks_like_a_data_set(bytes(view[:8])):
-        raise NotDicomError(
-            f"not a DICOM file: no DICM at byte 128 and no data set at byte 0 ({len(view)} bytes)"
-        )
-    try:
-        if _DEFLATED in bytes(view[:2048]):
-            return _parse_deflated(view)
-        stream = BytesIO(view)
-        dataset = pydicom.dcmread(stream, stop_before_pixels=True, force=not preamble)
-        return dataset, view, stream.tell()
-    except FastMammoError:
-        raise
-    except InvalidDicomError as error:
-        raise NotDicomError(f"not a DICOM file: {error}") from error
-    except EOFError as error:
-        raise TruncatedFileError(
-            f"the DICOM header breaks off after {len(view)} bytes: the file is truncated"
-        ) from error
-    except Exception as error:  # pydicom raises whatever the damaged bytes lead it to
-        raise ReadError(
-            f"the DICOM header cannot be read: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _looks_like_a_data_set(head: bytes) -> bool:
-    """Whether bytes without a preamble begin with a tag of group 0002 or 0008, either endian."""
-    if len(head) < 8:
-        return False
-    little = int.from_bytes(head[0:2], "little"), int.from_bytes(head[2:4], "little")
-    big = int.from_bytes(head[0:2], "big"), int.from_bytes(head[2:4], "big")
-    return any(group in (2, 8) and element < 0x2000 for group, element in (little, big))
-
-
-def _parse_deflated(view: memoryview) -> tuple[Dataset, memoryview, int]:
-    """Inflate the data set (PS3.5 A.5) with a limit, which dcmread has not, and parse it."""
-    from pydicom.dataset import FileMetaDataset
-    from pydicom.filereader import read_dataset
-
-    stream = BytesIO(view)
-    stream.seek(128 + 4)
-    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        inflated = inflater.decompress(view[stream.tell() :], _MAX_INFLATED)
-    except zlib.error as error:
-        raise ReadError(f"the deflated data set cannot be inflated: {error}") from error
-    if inflater.unconsumed_tail:
-        raise SizeBombError(
-            f"the deflated data set grows beyond {_MAX_INFLATED} bytes from {len(view)}: refused"
-        )
-    body = BytesIO(inflated)
-    dataset = read_dataset(body, False, True, stop_when=lambda tag, vr, length: tag == _PIXEL_DATA)
-    dataset.file_meta = FileMetaDataset(meta)
-    return dataset, memoryview(inflated), body.tell()
 
 
 def _transfer_syntax(dataset: Dataset) -> TransferSyntax:
@@ -255,7 +188,7 @@ def _frames(
     allocated: int,
     count: int,
 ) -> tuple[Frame, ...]:
-    start, length = _pixel_data_element(body, position, syntax, attributes)
+    start, length, vr = _pixel_data_element(body, position, syntax, attributes)
     if syntax.encapsulated:
         if length is not None:
             raise ReadError(
@@ -280,6 +213,13 @@ def _frames(
             f"Pixel Data (7FE0,0010) claims {length} bytes, {len(body) - start} are left: "
             "the file is truncated"
         )
+    if allocated == 8 and vr == "OW" and syntax.big_endian and length % 2 == 0:
+        # Two pixels a word, the first in the low byte, the word's bytes swapped (PS3.5 8.1.2).
+        body = memoryview(bytearray(body))
+        body[start : start + length : 2], body[start + 1 : start + length : 2] = (
+            bytes(body[start + 1 : start + length : 2]),
+            bytes(body[start : start + length : 2]),
+        )
     size = rows * columns * samples * (-(-allocated // 8))
     if allocated == 1 or samples != 1:  # refused later, by `decode`; do not fail on their size
         return (Frame(body[start : start + length]),)
@@ -287,9 +227,12 @@ def _frames(
 
 
 def _pixel_data_element(
-    body: memoryview, position: int, syntax: TransferSyntax, attributes: Attributes
-) -> tuple[int, int | None]:
-    """Return (where the value begins, its length or None if undefined) of Pixel Data."""
+    body: memoryview,
+    position: int,
+    syntax: TransferSyntax,
+    attributes: Attributes,
+) -> tuple[int, int | None, str]:
+    """Return (where the value begins, its length or None if undefined, its VR) of Pixel Data."""
     order = "big" if syntax.big_endian else "little"
     head = bytes(body[position : position + 12])
     if len(head) < 8:
@@ -305,12 +248,18 @@ def _pixel_data_element(
             f"no Pixel Data (7FE0,0010) but ({group:04X},{element:04X}): float pixel data is not "
             "something that fastmammo decodes"
         )
-    explicit = syntax.uid != "1.2.840.10008.1.2" and head[4:6].isalpha()
-    at = 8 if explicit else 4
+    # What is written counts, not the label. As a length, these letters would be an odd number.
+    vr = head[4:6].decode("latin-1")
+    implicit = vr not in ("OB", "OW", "UN")
+    if implicit != (syntax.uid == "1.2.840.10008.1.2"):
+        attributes.notes.append(
+            f"the transfer syntax is {syntax}, Pixel Data has {'no' if implicit else 'a'} VR"
+        )
+    at = 4 if implicit else 8
     if len(head) < at + 4:
         raise TruncatedFileError("the file ends in the middle of Pixel Data's header")
     length = int.from_bytes(head[at : at + 4], order)  # type: ignore[arg-type]
-    return position + at + 4, None if length == 0xFFFFFFFF else length
+    return position + at + 4, None if length == 0xFFFFFFFF else length, vr
 
 
 def _overlay_in_high_bits(attributes: Attributes, stored: int) -> bool:
@@ -331,5 +280,12 @@ def _signed16(value: int | None, representation: int) -> int | None:
     return value
 
 
-def _first(value: int | None, default: int) -> int:
-    return default if value is None else value
+def _high_bit(attributes: Attributes, stored: int, allocated: int) -> int:
+    value = attributes.integer("HighBit")
+    if value is None or stored - 1 <= value < allocated:
+        return stored - 1 if value is None else value
+    attributes.notes.append(
+        f"High Bit (0028,0102) is {value}, allowed are {stored - 1} to {allocated - 1}: "
+        f"{stored - 1} is taken"
+    )
+    return stored - 1

@@ -81,27 +81,29 @@ def _low_pass(x, out):  # type: ignore[no-untyped-def]
 
 
 def clip_to(
-    values: NDArray[np.generic], first: int, last: int, dtype: np.dtype[np.generic]
-) -> tuple[NDArray[np.generic], int, int]:
+    values: NDArray[np.generic], first: int, last: int, slack: int, dtype: np.dtype[np.generic]
+) -> tuple[NDArray[np.generic], int]:
     """Clip values to first..last.
 
     Returns:
-        The values as `dtype`, which must hold that range, and the lowest and highest value before.
+        The values as `dtype`, which must hold that range, and how many lay beyond it by more than
+        `slack`.
     """
     out = np.empty(values.shape, dtype)
-    low, high = _clip(values.reshape(-1), first, last, out.reshape(-1))
-    return out, low, high
+    far = _clip(values.reshape(-1), first, last, slack, out.reshape(-1))
+    return out, int(far)
 
 
 @njit
-def _clip(values, first, last, out):  # type: ignore[no-untyped-def]
+def _clip(values, first, last, slack, out):  # type: ignore[no-untyped-def]
     low, high = np.int32(first), np.int32(last)
-    lowest = highest = np.int32(values[0])
+    far = 0
     for i in range(values.size):
         value = np.int32(values[i])
-        lowest, highest = min(lowest, value), max(highest, value)
-        out[i] = min(max(value, low), high)
-    return lowest, highest
+        clipped = min(max(value, low), high)
+        far += abs(value - clipped) > slack
+        out[i] = clipped
+    return far
 
 
 def resample(

@@ -58,7 +58,7 @@ class Config:
 
     def __post_init__(self) -> None:
         size = tuple(self.size) if isinstance(self.size, (tuple, list)) else ()
-        if len(size) != 2 or not all(isinstance(v, int) and 1 <= v <= 16384 for v in size):
+        if len(size) != 2 or not all(type(v) is int and 1 <= v <= 16384 for v in size):
             raise ConfigError(
                 f"size: got {self.size!r}, wanted (rows, columns), two whole numbers 1 to 16384"
             )
@@ -76,7 +76,8 @@ class Config:
             object.__setattr__(self, name, float(value))
         if not isinstance(self.frame, int) or self.frame < 0:
             raise ConfigError(f"frame: got {self.frame!r}, wanted a whole number from 0")
-        WindowChoice.parse(self.window)
+        # one spelling for one choice: the digest of the settings must not see a difference
+        object.__setattr__(self, "window", str(WindowChoice.parse(self.window)))
         from fastmammo.decoding import BACKENDS
 
         if self.backend != "auto" and self.backend not in BACKENDS:

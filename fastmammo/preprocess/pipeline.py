@@ -19,10 +19,10 @@ from fastmammo.preprocess.config import Config
 from fastmammo.preprocess.geometry import Geometry
 from fastmammo.preprocess.resize import fit, taps
 from fastmammo.preprocess.roi import Roi, find_breast, roi_level
-from fastmammo.preprocess.voi import VoiTable, resampling_table, voi_table
+from fastmammo.preprocess.voi import VoiTable, extremes_of, resampling_table, voi_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -143,10 +143,9 @@ class Preprocessor:
         height, width = self.config.size
         kind = np.uint8 if self.config.bits == 8 else np.uint16
         images = np.empty((len(listed), 1, height, width), kind)
-        done: list[Prepared | Exception] = _in_threads(self._attempt, listed, self.workers)
         kept: list[tuple[int, Prepared]] = []
         failures = []
-        for index, result in enumerate(done):
+        for index, result in enumerate(_in_threads(self._attempt, listed, self.workers)):
             if isinstance(result, Prepared):
                 images[len(kept), 0] = result.image
                 kept.append((index, result))
@@ -166,11 +165,10 @@ class Preprocessor:
     def _attempt(self, source: Source) -> Prepared | Exception:
         try:
             prepared = self.prepare(source)
-        except (FastMammoError, OSError) as error:
+        except Exception as error:  # even a defect of ours must not cost the rest of the batch
             return error
         # A batch must not hold on to the bytes of every file in it.
-        slim = dataclasses.replace(prepared.mammogram, frames=())
-        return dataclasses.replace(prepared, mammogram=slim)
+        return dataclasses.replace(prepared, mammogram=prepared.mammogram.without_frames())
 
     def prepare(self, source: Source | Mammogram) -> Prepared:
         """Return one source's image.
@@ -189,7 +187,7 @@ class Preprocessor:
             seconds[stage] = seconds.get(stage, 0.0) + now - clock
             clock = now
 
-        mammogram = source if isinstance(source, Mammogram) else read(source)
+        mammogram = source if isinstance(source, Mammogram) else read(source, frame=config.frame)
         lap("read")
         decoder = FrameDecoder(
             mammogram, device=config.device, backend=config.backend, frame=config.frame
@@ -200,16 +198,16 @@ class Preprocessor:
                 decoder.at(0)  # needed in any case: the small level is then made from it
             small = decoder.at(small_level)
             lap("decode")
-            roi = self._find(mammogram, decoder, small, small_level)
+            extremes = extremes_of(small, mammogram) or mammogram.stored_range
+            voi, table = self._tables(mammogram, decoder, extremes)
+            lap("voi")
+            roi = self._find(mammogram, decoder, small, small_level, _falling(voi))
             box = roi.box if config.crop == "breast" else (0, 0, mammogram.rows, mammogram.columns)
             height, width = fit((box[2] - box[0], box[3] - box[1]), config.size)
             level = self._level(box, (height, width))
             lap("roi")
             pixels = decoder.at(level)
             lap("decode")
-            extremes = _extremes(small, _padding(mammogram))
-            voi, table = self._tables(mammogram, decoder, extremes)
-            lap("voi")
         except FastMammoError as error:
             error.path, error.frame = mammogram.path, config.frame
             raise
@@ -227,20 +225,29 @@ class Preprocessor:
             mirror=geometry.mirrored,
         )
         lap("resample")
-        flags = _flags(mammogram, decoder, roi)
+        # Level 0 tells for every syntax where it is the output's; the small level always does.
+        beyond = decoder.beyond_range(small_level) or (level == 0 and decoder.beyond_range(0))
+        flags = _flags(mammogram, roi, beyond)
         record = _record(decoder, roi, voi, geometry, flags, small_level)
         return Prepared(image, geometry, mammogram, roi, voi, flags, record, seconds)
 
-    def _find(self, m: Mammogram, decoder: FrameDecoder, small: NDArray[Any], level: int) -> Roi:
+    def _find(
+        self,
+        m: Mammogram,
+        decoder: FrameDecoder,
+        small: NDArray[Any],
+        level: int,
+        falling: bool,
+    ) -> Roi:
         return find_breast(
-            small,
+            np.clip(small, decoder.first, decoder.last) if level == 0 else small,
             level=level,
             rows=m.rows,
             columns=m.columns,
             first=decoder.first,
             last=decoder.last,
-            inverted=m.photometric_interpretation == "MONOCHROME1",
-            padding=_padding(m),
+            inverted=falling,
+            padding=m.padding_range,
             margin_pixels=round(self.config.margin * max(m.rows, m.columns)),
         )
 
@@ -298,13 +305,20 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _in_threads(function: Any, items: list[Any], workers: int) -> list[Any]:
+def _in_threads(
+    function: Callable[[Any], Prepared | Exception], items: list[Any], workers: int
+) -> Iterator[Prepared | Exception]:
+    """Yield the results in order; whoever stops early does not wait for what has not begun."""
     if workers == 1 or len(items) < 2:
-        return [function(item) for item in items]
+        yield from map(function, items)
+        return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(function, items))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _name(source: Source) -> str:
@@ -313,32 +327,20 @@ def _name(source: Source) -> str:
     return str(getattr(source, "name", type(source).__name__))
 
 
-def _padding(m: Mammogram) -> tuple[int, int] | None:
-    """Return (lowest, highest) padding value (PS3.3 C.7.5.1.1.2), or None."""
-    if m.pixel_padding_value is None:
-        return None
-    limit = m.pixel_padding_range_limit
-    values = (m.pixel_padding_value, m.pixel_padding_value if limit is None else limit)
-    return min(values), max(values)
+def _falling(voi: VoiTable) -> bool:
+    """Whether low stored values are bright: by MONOCHROME1, a negative slope or a falling LUT."""
+    ends = int(voi.values[0]), int(voi.values[-1])
+    return ends[0] > ends[1] if ends[0] != ends[1] else voi.inverted
 
 
-def _extremes(small: NDArray[Any], padding: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the (lowest, highest) stored value on the ROI level, padding left out."""
-    if padding is not None:
-        kept = small[(small < padding[0]) | (small > padding[1])]
-        if kept.size:
-            small = kept
-    return int(small.min()), int(small.max())
-
-
-def _flags(m: Mammogram, decoder: FrameDecoder, roi: Roi) -> tuple[str, ...]:
+def _flags(m: Mammogram, roi: Roi, beyond: bool) -> tuple[str, ...]:
     flags = list(roi.flags)
     header = m.image_laterality
     if header in ("L", "R") and roi.laterality in ("L", "R") and header != roi.laterality:
         flags.append(f"laterality: header {header}, content {roi.laterality}")
     if m.modality not in ("MG", ""):
         flags.append(f"modality {m.modality}, not MG")
-    if decoder.beyond_range:
+    if beyond:
         flags.append(f"values beyond {m.bits_stored} bits stored")
     if len(m.frames) > 1:
         flags.append(f"one of {len(m.frames)} frames")

@@ -179,14 +179,14 @@ def apply_voi(
             f"apply_voi: got {pixels.dtype} pixels, wanted stored values of an integer type, "
             "as decode gives them"
         )
-    first, last = _stored_range(mammogram)
+    first, last = mammogram.stored_range
     table = voi_table(
         mammogram,
         first=first,
         last=last,
         window=window,
         bits=bits,
-        extremes=_extremes(pixels, mammogram),
+        extremes=extremes_of(pixels, mammogram),
     )
     values = table.values.astype(np.uint8 if bits == 8 else np.uint16)
     index = pixels.astype(np.intp)
@@ -287,19 +287,10 @@ def _ramp_shades(
     return np.clip((x - low) / (high - low), 0, 1)
 
 
-def _stored_range(m: Mammogram) -> tuple[int, int]:
-    """Bits Stored and sign, or those of a signed codestream under an unsigned header."""
-    bits, signed = m.bits_stored, m.signed
-    if m.frames and not signed and m.codestream().signed:
-        bits, signed = m.codestream().precision, True
-    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-
-
-def _extremes(pixels: NDArray[Any], m: Mammogram) -> tuple[int, int] | None:
-    """The lowest and highest pixel, padding left out unless there is nothing else."""
-    if m.pixel_padding_value is not None:
-        limit = m.pixel_padding_range_limit
-        ends = m.pixel_padding_value, m.pixel_padding_value if limit is None else limit
-        kept = pixels[(pixels < min(ends)) | (pixels > max(ends))]
+def extremes_of(pixels: NDArray[Any], m: Mammogram) -> tuple[int, int] | None:
+    """Return the lowest and highest pixel, padding left out unless there is nothing else."""
+    if m.padding_range is not None:
+        low, high = m.padding_range
+        kept = pixels[(pixels < low) | (pixels > high)]
         pixels = kept if kept.size else pixels
     return (int(pixels.min()), int(pixels.max())) if pixels.size else None
