@@ -66,10 +66,14 @@ def test_the_table_is_what_doctor_prints() -> None:
 
     table = re.search(r"<!-- table: doctor -->\n(.*?)\n?<!-- end of table -->", README, re.S)
     assert table
+
+    def cells(line: str) -> list[str]:
+        return re.sub(r"within \d+", "within", line).split("|")[1:6]
+
     here = markdown(diagnose()).splitlines()
     there = table.group(1).splitlines()
     # name, UID, numpy, openjpeg, imagecodecs; pylibjpeg's cells depend on its GPL part
-    assert [line.split("|")[1:6] for line in there] == [line.split("|")[1:6] for line in here]
+    assert [cells(line) for line in there] == [cells(line) for line in here]
 
 
 def test_version() -> None:
