@@ -18,7 +18,7 @@ from pydicom.pixels import get_decoder
 
 from fastmammo.dicom.syntax import SYNTAXES
 from fastmammo.errors import ConfigError
-from fastmammo.testing import Phantom, encode, phantom, write_dataset, write_dicom
+from fastmammo.testing import Nuisances, Phantom, encode, phantom, write_dataset, write_dicom
 from fastmammo.testing.jpeg_lossless import encode_jpeg_lossless
 
 J = "1.2.840.10008.1.2.4."
@@ -345,6 +345,11 @@ def test_the_phantom_is_a_breast_at_the_chest_wall(
     assert not image.mask[top:bottom, left:right].any()
     air = ~image.mask
     air[top:bottom, left:right] = False
+    if image.belly is not None:  # seen, but no breast
+        assert view_position == "MLO"
+        assert (image.pixels[image.belly] > 0).all()
+        assert not (image.belly & image.mask).any()
+        air &= ~image.belly
     assert not image.pixels[air].any()
     if view_position == "MLO":  # the muscle is brighter than the fat beside it
         assert pixels[2:20, 2:20].mean() > 1.3 * np.median(pixels[mask])
@@ -413,6 +418,12 @@ def test_any_size_will_do(shape: tuple[int, int]) -> None:
         ({"laterality": "B"}, "'B'; wanted L or R"),
         ({"bits_stored": 17}, "bits_stored 17; wanted 8 to 16"),
         ({"noise": -1}, "noise -1"),
+        ({"field_height": 20}, "field_height 20; wanted 50 to 500 mm"),
+        ({"density": "E"}, "density 'E'; wanted A, B, C, D or None"),
+        ({"lesions": ["wart"]}, "lesions ['wart']; wanted of ['calcifications'"),
+        ({"lesions": ["round mass"], "lesion_contrast": 0}, "lesion_contrast 0; wanted above 0"),
+        ({"nuisances": Nuisances(air=0.5)}, "Nuisances: air 0.5; wanted 0 to 0.15"),
+        ({"nuisances": Nuisances(border_sides=("left",))}, "border_sides ('left',); wanted of"),
     ],
 )
 def test_phantom_settings_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:

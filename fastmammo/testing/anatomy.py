@@ -32,7 +32,8 @@ class Grid:
 class Breast:
     """The shape of one breast.
 
-    depth_in: mm inside the skin, negative outside (rows, columns).
+    depth_in: mm inside the skin, negative outside (rows, columns); the belly's skin counts too.
+    without_belly: positive inside the breast alone; None where no belly is in the field.
     nipple: (y, x) in mm.
     axis_tilt: rows that the axis from chest wall to nipple falls, in mm a mm.
     depth: mm from chest wall to skin at the nipple. half_width: mm across, half.
@@ -40,6 +41,7 @@ class Breast:
     """
 
     depth_in: Field
+    without_belly: Field | None
     nipple: tuple[float, float]
     axis_tilt: float
     depth: float
@@ -68,18 +70,33 @@ def make_breast(grid: Grid, view_position: str, generator: np.random.Generator) 
     half_width = grid.height * (vary(0.27, 0.32) if oblique else vary(0.33, 0.42))
     centre = grid.height * (vary(0.52, 0.58) if oblique else vary(0.47, 0.53))
     tilt = vary(0.12, 0.28) if oblique else vary(-0.05, 0.05)
-    body = _body(grid, depth, half_width, centre, tilt, (vary(2.0, 2.35), vary(0.0, 0.12)))
-    pectoral = None
+    form = vary(2.0, 2.35), vary(0.0, 0.12)
+    pectoral = belly = None
     if oblique:
         top = depth * vary(0.62, 0.82)
-        slope = (depth * vary(0.86, 0.96) - top) / centre
-        body = _with_axilla(grid, body, centre, top, slope)
-        body = _with_fold(grid, body, centre + half_width, vary(0.02, 0.3))
+        edge = depth * vary(0.86, 0.96)
+        fold = vary(0, 1)
+        if fold >= 0.6:
+            # the breast hangs lower where the fold is in the field
+            centre += grid.height * 0.06
+            belly = _belly(grid, centre + half_width, 0.10 + (fold - 0.6))
         pectoral = _pectoral(grid, depth * vary(0.40, 0.54), centre * vary(0.80, 1.05), vary(1, 7))
+    body = _body(grid, depth, half_width, centre, tilt, form)
+    if oblique:
+        body = _with_axilla(grid, body, centre, top, (edge - top) / centre)
     skin = _skin_at(grid, body, centre + tilt * depth)
     nipple = (centre + tilt * depth, skin)
     body = _union(body, _disc(grid, nipple[0], skin - 1.5, vary(4.5, 6.0)), 3.0)
-    return Breast(_true_distance(body, grid.pitch), nipple, tilt, skin, half_width, pectoral)
+    whole = body if belly is None else _union(body, belly, 8.0)
+    return Breast(
+        depth_in=_true_distance(whole, grid.pitch),
+        without_belly=None if belly is None else body,
+        nipple=nipple,
+        axis_tilt=tilt,
+        depth=skin,
+        half_width=half_width,
+        pectoral=pectoral,
+    )
 
 
 def _body(
@@ -105,10 +122,14 @@ def _with_axilla(grid: Grid, body: Field, centre: float, top: float, slope: floa
     return _union(body, -_union(-tail, -above, 30.0), 30.0)
 
 
-def _with_fold(grid: Grid, body: Field, bottom: float, slope: float) -> Field:
-    """Adds the inframammary fold: skin of the belly that spreads from the chest wall below."""
-    belly = (slope * (grid.y - bottom) - grid.x) / np.float32(np.hypot(1, slope))
-    return _union(body, belly.astype(np.float32), 8.0)
+def _belly(grid: Grid, bottom: float, slope: float) -> Field:
+    """The belly's skin below the inframammary fold, up to 17 mm wide at the lower edge.
+
+    Two oblique views in five show it: well positioned ones take in the fold and some of what is
+    below it.
+    """
+    belly = (slope * (grid.y - bottom) + 2.0 - grid.x) / np.float32(np.hypot(1, slope))
+    return np.asarray(belly, dtype=np.float32)
 
 
 def _pectoral(grid: Grid, top: float, bottom: float, bulge: float) -> Field:

@@ -13,13 +13,25 @@ if TYPE_CHECKING:
     from fastmammo.testing.texture import Field
 
 
-def make_tissue(grid: Grid, breast: Breast, generator: np.random.Generator) -> Field:
+DENSITIES: dict[str, tuple[float, float]] = {
+    "A": (-1.15, -0.85),
+    "B": (-0.80, -0.40),
+    "C": (-0.35, 0.05),
+    "D": (0.10, 0.50),
+}
+"""The share of gland by BI-RADS density (fatty to extremely dense), in the units of `_gland`."""
+
+
+def make_tissue(
+    grid: Grid, breast: Breast, generator: np.random.Generator, density: str | None = None
+) -> Field:
     """The brightness of everything inside the skin, on the grid, before noise.
 
     Args:
         grid: where.
         breast: the shape to fill.
         generator: the source of randomness.
+        density: one of `DENSITIES`; None for any.
 
     Returns:
         Relative brightness, 0 to about 0.8; outside the skin it means nothing.
@@ -30,9 +42,9 @@ def make_tissue(grid: Grid, breast: Breast, generator: np.random.Generator) -> F
     mesh = power_law(generator, shape, beta=2.2, longest=5 * mm, shortest=0.4 * mm)
     fan = _fan(grid, breast)
     strands = _strands(grid, fan, generator) * (1 + 0.3 * mesh)
-    gland = _gland(grid, breast, fan, strands, generator)
-    fat = 0.19 + 0.016 * broad + 0.012 * mesh
-    brightness = fat + gland * (0.27 + 0.035 * broad + 0.015 * mesh)
+    gland = _gland(grid, breast, fan, strands, generator, density)
+    fat = 0.19 + 0.024 * broad + 0.006 * mesh
+    brightness = fat + gland * (0.27 + 0.060 * broad + 0.015 * mesh)
     brightness += strands * generator.uniform(0.08, 0.14)
     if breast.pectoral is not None:
         muscle = _soft_step(breast.pectoral, 1.5)
@@ -47,6 +59,7 @@ def _gland(
     fan: tuple[Field, Field],
     strands: Field,
     generator: np.random.Generator,
+    density: str | None,
 ) -> Field:
     """Fibroglandular tissue, 0 to 1: a cone behind the nipple, ragged and drawn out to strands.
 
@@ -55,7 +68,9 @@ def _gland(
     shape = breast.depth_in.shape
     mm = 1 / grid.pitch
     y, x = breast.nipple
-    density = generator.uniform(-1.1, 0.45)
+    share = generator.uniform(-1.1, 0.45)
+    if density is not None:
+        share = np.interp(share, (-1.1, 0.45), DENSITIES[density])
     behind = (x - grid.x) / breast.depth  # 0 at the nipple, 1 at the chest wall
     across = (grid.y - y + breast.axis_tilt * (x - grid.x)) / breast.half_width
     width = 0.12 + 0.72 * np.sqrt(np.clip(behind, 0.0, 1.0))
@@ -63,7 +78,7 @@ def _gland(
     under_skin = np.clip((breast.depth_in - 5) / 14, 0, 1)
     at_nipple = np.exp(-np.square(np.hypot(grid.y - y, grid.x - x) / 13))
     prior = np.maximum(cone, -3) - 1.8 * (1 - np.maximum(under_skin, at_nipple))
-    prior += 0.45 * strands + density - 0.35
+    prior += 0.45 * strands + share - 0.35
     total = np.zeros(shape, dtype=np.float32)
     for weight in (0.6, 0.4):
         lumps = power_law(generator, shape, beta=3.6, longest=40 * mm, shortest=0.6 * mm)
