@@ -61,6 +61,15 @@ class StandIn:
     def do_memory(self, *_: str) -> None:
         raise MemoryError
 
+    def do_lines(self, path: str, _: str) -> None:
+        raise CorruptCodestreamError("the codec says:\n  bad marker\r\n  at byte 7\n")
+
+    def do_huge(self, *_: str) -> None:
+        np.empty(5 << 30, np.uint8)  # no page of it is touched: harmless without a limit
+
+    def do_shout(self, *_: str) -> None:
+        os.write(2, b"warning: row\n" * 100_000)
+
     def do_hang(self, *_: str) -> None:
         time.sleep(600)
 
@@ -109,6 +118,18 @@ class StandIn:
                 os.replace(source, target)
 
         writers.os = type("os", (), {**vars(os), "replace": staticmethod(replace)})
+
+
+class SlowStart(StandIn):
+    """Takes long over its first image, as one does whose kernels are to be compiled."""
+
+    started = False
+
+    def prepare(self, path: str) -> Image:
+        if not self.started:
+            self.started = True
+            time.sleep(1.5)
+        return super().prepare(path)
 
 
 def kill_at(point: str, count: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 import convert_standin
@@ -14,10 +16,11 @@ import pytest
 from PIL import Image
 
 from fastmammo.conversion import ConvertOptions, Summary, convert, find_inputs
+from fastmammo.conversion.manifest import COLUMNS
 from fastmammo.conversion.names import output_name
 from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
 from fastmammo.errors import ConfigError, ConvertError, OutputCollisionError
-from fastmammo.preprocess import Config, Preprocessor
+from fastmammo.preprocess import RECORD_COLUMNS, STAGES, Config, Preprocessor
 from fastmammo.testing import write_dataset
 
 if TYPE_CHECKING:
@@ -238,38 +241,79 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     os.symlink(tmp_path / "nowhere", src / "dangling.dcm")
     os.symlink(src / "self.dcm", src / "self.dcm")
     os.mkfifo(src / "pipe.dcm")
+    os.mkfifo(src / "tube")
+    (src / "empty.dcm").touch()
+    (src / "page.dic").write_text("<html>404</html>")
     (src / "folder.dcm").mkdir()
     summary = run(src, tmp_path / "dst")
     reasons = {path: row["reason"] for path, row in manifest(tmp_path / "dst").items()}
     assert reasons == {
         "a.dcm": "",
         "dangling.dcm": "file not found",
+        "empty.dcm": "not dicom",
+        "page.dic": "not dicom",
         "pipe.dcm": "not a file",
         "self.dcm": "unreadable file",
         "text.txt": "not dicom",
+        "tube": "not a file",
     }
-    assert (summary.ok, summary.failed, summary.skipped) == (1, 2, 2)
+    # what is called DICOM and is none has failed; of what else lies there only DICOM is wanted
+    assert (summary.ok, summary.failed, summary.skipped) == (1, 5, 2)
+
+
+def test_a_pipe_beside_an_input_of_its_name_is_not_opened(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "a.dcm")
+    os.mkfifo(src / "a")
+    found: list[Any] = []
+    search = threading.Thread(
+        target=lambda: found.extend(find_inputs(src, tmp_path / "dst")), daemon=True
+    )
+    search.start()
+    search.join(20)
+    assert [(each.path, each.reason) for each in found] == [
+        ("a", "not dicom"),
+        ("a.dcm", "not dicom"),  # a stand-in's: DICM does not stand at byte 128
+    ]
 
 
 def test_a_single_file(tmp_path: Path) -> None:
     src = make(tmp_path, "one.dcm") / "one.dcm"
     assert run(src, tmp_path / "dst").ok == 1
     assert (tmp_path / "dst" / "one.png").exists()
+    (tmp_path / "page").write_text("<html>404</html>")
+    assert run(tmp_path / "page", tmp_path / "dst").reasons == {"failed: not dicom": 1}
 
 
 def test_a_list(tmp_path: Path) -> None:
     make(tmp_path, "in/a/1.dcm", "in/b/2.dcm")
     listed = tmp_path / "list.txt"
-    listed.write_text(f"in/a/1.dcm\n\n{tmp_path}/in/b/2.dcm\nin/b/../b/2.dcm\nin/b/absent.dcm\n")
+    (tmp_path / "in" / "notes").write_text("no image")
+    listed.write_text(
+        f"in/a/1.dcm\n\n{tmp_path}/in/b/2.dcm\nin/b/../b/2.dcm\nin/b/absent.dcm\nin/notes\nin\n"
+    )
     summary = run(listed, tmp_path / "dst")
     rows = manifest(tmp_path / "dst")
-    assert {path: row["status"] for path, row in rows.items()} == {
-        "a/1.dcm": "ok",
-        "b/2.dcm": "ok",
-        "b/absent.dcm": "failed",
+    assert {path: (row["status"], row["listed"]) for path, row in rows.items()} == {
+        "in": ("failed", "in"),
+        "in/a/1.dcm": ("ok", "in/a/1.dcm"),
+        "in/b/2.dcm": ("ok", f"{tmp_path}/in/b/2.dcm"),
+        "in/b/absent.dcm": ("failed", "in/b/absent.dcm"),
+        "in/notes": ("failed", "in/notes"),
     }
-    assert rows["b/absent.dcm"]["reason"] == "file not found"
+    assert rows["in/notes"]["reason"] == "not dicom"
+    assert rows["in/b/absent.dcm"]["reason"] == "file not found"
+    assert rows["in/b/absent.dcm"]["message"] == f"no such file: {tmp_path}/in/b/absent.dcm"
     assert summary.exit_code == 1
+    assert summary.merged_rows == 1
+    assert "1 row merged: of a file that several rows name, one image is made" in summary.text()
+
+
+def test_a_list_of_files_that_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    listed = tmp_path / "lists" / "list.txt"
+    listed.write_text("../in/a/1.dcm\n../in/b/2.dcm\n")
+    paths = [each.path for each in find_inputs(listed, tmp_path / "dst")]
+    assert paths == ["a/1.dcm", "b/2.dcm"]
 
 
 @pytest.mark.parametrize(
@@ -285,13 +329,22 @@ def test_a_csv_with_paths(tmp_path: Path, header: str, options: dict[str, str]) 
     table = tmp_path / "table.csv"
     table.write_text(f"{header}\nin/a.dcm,x,7\nin/b.dcm,y,8\nin/b.dcm,z,8\n,w,9\n", "utf-8")
     found = find_inputs(table, tmp_path / "dst", **options)
-    assert [(each.path, each.patient_id, each.reason) for each in found] == [
-        ("a.dcm", "7", ""),
-        ("b.dcm", "8", ""),
-        ("row 4", "", "no path"),
+    assert [(each.path, each.patient_id, each.reason, each.rows) for each in found] == [
+        ("in/a.dcm", "7", "", 1),
+        ("in/b.dcm", "8", "", 2),
+        ("row 4", "", "no path", 1),
     ]
-    rooted = find_inputs(table, tmp_path / "dst", **options, image_root=str(tmp_path))
-    assert [each.path for each in rooted] == ["in/a.dcm", "in/b.dcm", "row 4"]
+    table.write_text(f"{header}\na.dcm,x,7\nb.dcm,y,8\n", "utf-8")
+    rooted = find_inputs(table, tmp_path / "dst", **options, image_root=str(tmp_path / "in"))
+    assert [(each.path, each.listed) for each in rooted] == [("a.dcm", "a.dcm"), ("b.dcm", "b.dcm")]
+    assert [each.source for each in rooted] == [f"{tmp_path}/in/a.dcm", f"{tmp_path}/in/b.dcm"]
+
+
+def test_the_index_of_pandas_is_no_patient(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(",path,cancer\n0,a.dcm,0\n1,b.dcm,1\n")
+    found = find_inputs(table, tmp_path / "dst")
+    assert [(each.patient_id, each.image_id) for each in found] == [("", ""), ("", "")]
 
 
 def test_the_csv_of_rsna(tmp_path: Path) -> None:
@@ -300,10 +353,11 @@ def test_the_csv_of_rsna(tmp_path: Path) -> None:
     table = tmp_path / "train.csv"
     table.write_text(
         "site_id,patient_id,image_id,cancer\n1,10,1,0\n1,10,2,1\n2,11,4,0\n2,..,secret,0\n"
+        "1,10,1,0\n"
     )
     with pytest.raises(ConvertError, match="set image_root"):
         run(table, tmp_path / "dst")
-    run(table, tmp_path / "dst", image_root=str(root))
+    assert run(table, tmp_path / "dst", image_root=str(root)).merged_rows == 1
     rows = manifest(tmp_path / "dst")
     assert {path: (row["patient_id"], row["image_id"]) for path, row in rows.items()} == {
         "../secret.dcm": ("", ""),
@@ -332,6 +386,31 @@ def test_a_csv_of_no_use(tmp_path: Path, text: str, options: dict[str, str], mes
         find_inputs(tmp_path / "t.csv", tmp_path / "dst", **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("", {"path_column": "path"}, "path_column: got 'path', but SRC is not a CSV"),
+        ("", {"image_root": "."}, "image_root: got '.', but SRC is not a list or CSV"),
+        ("a.dcm", {"path_column": "path"}, "path_column: got 'path', but SRC is not a CSV"),
+        ("a.dcm", {"image_root": "."}, "image_root: got '.', but SRC is not a list or CSV"),
+        ("list.txt", {"path_column": "path"}, "path_column: got 'path', but SRC is not a CSV"),
+    ],
+)
+def test_options_that_say_nothing_about_src(
+    tmp_path: Path, name: str, options: dict[str, str], message: str
+) -> None:
+    make(tmp_path, "a.dcm", "list.txt")
+    with pytest.raises(ConfigError, match=message):
+        find_inputs(tmp_path / name, tmp_path / "dst", **options)
+
+
+def test_an_empty_src_or_dst_is_not_the_current_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match="SRC is empty: name a folder, or"):
+        convert("", tmp_path / "dst")
+    with pytest.raises(ConvertError, match="DST is empty"):
+        convert(tmp_path, "")
+
+
 def test_src_that_is_not_there_or_empty(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match=r"SRC is not there: .*Wanted a folder"):
         find_inputs(tmp_path / "absent", tmp_path / "dst")
@@ -355,6 +434,12 @@ def test_two_inputs_of_one_output_name(tmp_path: Path) -> None:
     assert {each.path: each.status for each in find_inputs(src, tmp_path / "dst")} == {
         "p/x": "skipped",
         "p/x.dcm": "",
+    }
+    (src / "p/x").write_bytes(image.read_bytes())
+    (src / "p/x.dcm").write_bytes(b"")
+    assert {each.path: each.status for each in find_inputs(src, tmp_path / "dst")} == {
+        "p/x": "",
+        "p/x.dcm": "failed",
     }
 
 
@@ -403,7 +488,7 @@ def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write(b"DICM")
     run(src, tmp_path / "dst")
-    assert b"\xff\xfe.dcm,ok,,,__.png," in (tmp_path / "dst" / "manifest.csv").read_bytes()
+    assert b"\xff\xfe.dcm,,ok,,,__.png," in (tmp_path / "dst" / "manifest.csv").read_bytes()
 
 
 # ---------------------------------------------------------------- a second run
@@ -433,22 +518,79 @@ def test_a_second_run_does_what_has_changed_and_no_more(tmp_path: Path, kind: st
     (src / "b.dcm").write_text("DICM b has changed")
     summary = again()
     assert (summary.kept, summary.again) == (3, {"input changed": 1})
-    assert tree(dst) == calm()
     make(src, "aa.dcm")
     assert again().kept == 4
     assert tree(dst) == calm()
     (src / "aa.dcm").unlink()
     os.unlink(dst / ("b.png" if kind == "png" else "images.npy"))
     summary = again()
-    assert summary.again == {"output missing": 1 if kind == "png" else 3}
+    assert summary.again == {"output missing or changed": 1 if kind == "png" else 3}
     summary = again(size=(8, 8))
     assert (summary.kept, summary.again) == (0, {"settings changed": 4})
     assert {k: v for k, v in tree(dst).items() if k != "aa.png"} == calm(size=(8, 8))
-    # back again, with another format: nothing of the old one stays
+    # with another format nothing of the old one stays, even of an input that has gone
     other = "packed" if kind == "png" else "png"
-    run(src, dst, format=other)
+    (src / "a.dcm").unlink()
+    summary = run(src, dst, format=other)
+    assert summary.orphans == (["a.png", "aa.png"] if kind == "png" else [])
     assert (dst / "images.npy").exists() == (other == "packed")
     assert (dst / "b.png").exists() == (other == "png")
+
+
+def test_rows_of_a_packed_run_that_was_cut_short_do_not_stay(tmp_path: Path) -> None:
+    src, dst = make(tmp_path / "src", "a.dcm"), tmp_path / "dst"
+    make(src, "b.dcm", text="DICM broken")
+    with pytest.raises(ConvertError, match="fail_fast"):
+        run(src, dst, format="packed", fail_fast=True)
+    assert (dst / ".fastmammo" / "rows" / "a.raw").exists()
+    (row,) = (row for path, row in manifest(dst).items() if path == "a.dcm")
+    assert (row["status"], row["output"], row["row"]) == ("ok", "", "")
+    run(src, dst)
+    assert not (dst / ".fastmammo" / "rows").exists()
+
+
+def test_outputs_whose_inputs_have_gone_are_told(tmp_path: Path) -> None:
+    src, dst = make(tmp_path / "src", "a.dcm", "b.dcm", "c.dcm"), tmp_path / "dst"
+    assert run(src, dst).orphans == []
+    (src / "a.dcm").unlink()
+    (src / "b.dcm").unlink()
+    summary = run(src, dst, size=(8, 8))
+    assert summary.orphans == ["a.png", "b.png"]
+    assert "in no manifest row: 2 outputs (a.png, ...); delete what" in summary.text()
+    assert manifest(dst).keys() == {"c.dcm"}
+    make(src, "a")  # has the output name of what was a.dcm
+    (dst / "b.png").unlink()
+    summary = run(src, dst)
+    assert summary.orphans == []
+    assert "in no manifest row" not in summary.text()
+
+
+def test_a_complete_second_run_says_so(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "a.dcm", "b.dcm")
+    assert run(src, tmp_path / "dst").text().startswith("2 converted, 0 failed, 0 skipped, of 2")
+    summary = run(src, tmp_path / "dst")
+    assert (summary.converted, summary.ok, summary.images_per_second) == (0, 2, 0.0)
+    first = summary.text().splitlines()[0]
+    assert first.startswith("0 converted now, 2 kept, 0 failed, 0 skipped, of 2 files in ")
+    assert "images/s" not in first
+
+
+def test_a_run_that_converts_nothing(tmp_path: Path) -> None:
+    summary = run(make(tmp_path / "src", "a.txt", text="no image"), tmp_path / "dst")
+    assert (summary.skipped, summary.failed, summary.exit_code) == (1, 0, 1)
+    assert "no image was converted" in summary.text()
+    # the tables have their columns nevertheless
+    header = (tmp_path / "dst" / "manifest.csv").read_text().splitlines()[0]
+    assert header.split(",") == [*COLUMNS, *RECORD_COLUMNS]
+    timings = (tmp_path / "dst" / "timings.csv").read_text()
+    assert timings.strip().split(",") == ["path", *STAGES, "encode", "write", "total"]
+
+
+def test_a_message_of_several_lines_is_one_line_in_the_manifest(tmp_path: Path) -> None:
+    run(make(tmp_path / "src", "a.dcm", text="DICM lines"), tmp_path / "dst")
+    assert len((tmp_path / "dst" / "manifest.csv").read_text().splitlines()) == 2
+    message = manifest(tmp_path / "dst")["a.dcm"]["message"]
+    assert message == "the codec says:; bad marker; at byte 7"
 
 
 def test_an_input_that_fails_after_its_change_leaves_no_output(tmp_path: Path) -> None:
@@ -512,10 +654,20 @@ def test_progress_and_summary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("workers", -1), ("workers", 1.5), ("format", "tiff"), ("timeout_seconds", 0)],
+    [
+        ("workers", -1),
+        ("workers", 1.5),
+        ("format", "tiff"),
+        ("timeout_seconds", 0),
+        ("timeout_seconds", math.nan),
+        ("timeout_seconds", "9"),
+        ("memory_limit_mb", -1),
+        ("memory_limit_mb", 1023),
+        ("memory_limit_mb", 4096.5),
+    ],
 )
 def test_options_are_checked(field: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{field}: got {value!r}"):
+    with pytest.raises(ConfigError, match=f"{field}: got {value!r}, "):
         ConvertOptions(**{field: value})
 
 

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,10 @@ from PIL import Image
 from fastmammo.conversion import ConvertOptions, Summary, convert
 from fastmammo.conversion.journal import Journal
 from fastmammo.conversion.pool import Pool
+from fastmammo.conversion.process import Worker
+from fastmammo.conversion.warm import warm_up_files
+from fastmammo.conversion.worker import process as process_file
+from fastmammo.conversion.worker import warm_up
 from fastmammo.errors import ConvertError, WorkerError
 from fastmammo.preprocess import Config
 
@@ -108,6 +113,140 @@ def test_a_worker_that_hangs_or_crashes_costs_its_file_only(tmp_path: Path) -> N
         "the worker process died on this file with SIGABRT, a second one too"
     )
     assert summary.reasons == {"failed: timed out": 1, "failed: worker died": 1}
+
+
+def test_no_file_pays_for_what_a_worker_does_once(tmp_path: Path) -> None:
+    options = ConvertOptions(workers=1, timeout_seconds=1)
+    name = convert_standin.PREPROCESSOR.replace("StandIn", "SlowStart")
+    src, dst = source(tmp_path, 2), tmp_path / "dst"
+    assert convert(src, dst, config=CONFIG, options=options, preprocessor=name).ok == 2
+
+
+def test_what_a_worker_does_once_covers_the_usual_files() -> None:
+    """The kernels meet no new type of array in a file after the warm-up."""
+    from fastmammo.conversion.writers import encode_png
+    from fastmammo.kernels import cpu
+    from fastmammo.preprocess import Preprocessor
+    from fastmammo.testing import phantom, write_dicom
+
+    lasting = [kernel for kernel in vars(cpu).values() if hasattr(kernel, "signatures")]
+    assert lasting
+    prepare = Preprocessor(Config(size=(64, 48))).prepare
+    files = list(warm_up_files())
+    records = [prepare(each).record for each in files]
+    assert {record["decoder"] for record in records} == {"numpy", "openjpeg"}
+    assert {record["roi_level"] for record in records} == {2}
+    assert {record["flags"] for record in records} == {""}
+    calls: list[Any] = []
+    warm_up(lambda data: prepare(data), lambda image: calls.append(encode_png(image)))
+    assert len(calls) == len(files)
+    before = [len(kernel.signatures) for kernel in lasting]
+    pixels = phantom(1400, 1100, seed=1).pixels
+    for uid in ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.90"):
+        prepare(write_dicom(pixels, transfer_syntax_uid=uid))
+    assert [len(kernel.signatures) for kernel in lasting] == before
+
+
+@pytest.mark.parametrize("seconds", [1e7, math.inf])
+def test_any_time_limit_can_be_waited_for(tmp_path: Path, seconds: float) -> None:
+    assert run(source(tmp_path, 1), tmp_path / "dst", timeout_seconds=seconds).ok == 1
+
+
+def test_a_file_that_needs_too_much_memory_is_a_row(tmp_path: Path) -> None:
+    src = source(tmp_path, 4, huge="DICM huge")
+    summary = run(src, tmp_path / "dst")
+    assert (summary.ok, summary.reasons) == (4, {"failed: out of memory": 1})
+    assert "see memory_limit_mb" in manifest(tmp_path / "dst")["p0/huge.dcm"]["message"]
+    assert run(src, tmp_path / "dst", memory_limit_mb=0).ok == 5
+
+
+def test_the_largest_detector_fits_into_the_memory_limit(tmp_path: Path) -> None:
+    from fastmammo.testing import write_dicom
+
+    y, x = np.ogrid[:5355, :4915]
+    inside = (y - 2700) ** 2 + x**2 < 2000**2
+    pixels = np.where(inside, 2000 + x % 2, 0).astype(np.uint16)
+    (tmp_path / "src").mkdir()
+    write_dicom(pixels, path=tmp_path / "src" / "a.dcm")
+    config = Config(size=(1024, 1024), bits=16, scale="full", crop="none")
+    summary = convert(
+        tmp_path / "src", tmp_path / "dst", config=config, options=ConvertOptions(workers=1)
+    )
+    assert summary.ok == 1, summary.reasons
+
+
+def test_what_workers_print_is_heard_and_bounded(tmp_path: Path) -> None:
+    workers: list[Worker] = []
+
+    def shouting(self: Worker) -> None:
+        workers.append(self)
+        original(self)
+
+    original = Worker.listen
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "listen", shouting)
+        src = source(tmp_path, 1, shout="DICM shout", then="DICM shout abort")
+        summary = run(src, tmp_path / "dst", timeout_seconds=20)
+    assert (summary.ok, summary.failed) == (2, 1)
+    assert len(workers) > 3
+    assert any("warning: row" in worker.last_words for worker in workers)
+    assert all(len(worker.last_words) <= 1000 for worker in workers)
+
+
+def test_a_worker_that_cannot_be_killed_is_not_waited_for() -> None:
+    class Stuck:
+        returncode = None
+
+        def poll(self) -> None: ...
+
+        def kill(self) -> None: ...
+
+        def wait(self, timeout: float) -> None:
+            raise subprocess.TimeoutExpired("worker", timeout)
+
+    worker = Worker({})
+    process, worker.process = worker.process, Stuck()  # type: ignore[assignment]
+    assert worker.end() == "no end 10 s after SIGKILL"
+    process.kill()
+    process.wait(20)
+
+
+def test_workers_that_started_do_not_outlive_one_that_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    before = len(os.listdir("/proc/self/fd"))
+    original = subprocess.Popen
+
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        if started:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(original(*args, **kwargs))
+        return started[0]
+
+    monkeypatch.setattr("fastmammo.conversion.process.subprocess.Popen", limited)
+    with pytest.raises(ConvertError, match="EAGAIN"):
+        run(source(tmp_path, 4), tmp_path / "dst", workers=2)
+    assert started[0].returncode == -signal.SIGKILL
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_signal_after_the_pool_is_closed_writes_nowhere() -> None:
+    pool = Pool(1, {}, 1)
+    pool.close()
+    ends = [os.pipe() for _ in range(4)]  # they take the numbers of what was closed
+    try:
+        pool.stop()
+        pool.abandon()
+        for reading, _ in ends:
+            os.set_blocking(reading, False)
+            with pytest.raises(BlockingIOError):
+                os.read(reading, 1)
+        pool.close()
+    finally:
+        for pair in ends:
+            for end in pair:
+                os.close(end)
 
 
 def test_a_file_whose_worker_was_killed_is_tried_again(tmp_path: Path) -> None:
@@ -267,12 +406,12 @@ def send(process: subprocess.Popen[str], number: signal.Signals) -> None:
     until(received)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, "png"), (signal.SIGTERM, "packed")])
 def test_a_signal_ends_the_run_after_the_files_in_hand(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, kind: str
 ) -> None:
     src = source(tmp_path, 20, a=f"DICM wait:{tmp_path}", b=f"DICM  wait:{tmp_path}")
-    with start(src, tmp_path / "dst") as process:
+    with start(src, tmp_path / "dst", kind) as process:
         until(lambda: len(list(tmp_path.glob("started-*"))) == 2)
         send(process, number)
         (tmp_path / "go").touch()
@@ -283,8 +422,13 @@ def test_a_signal_ends_the_run_after_the_files_in_hand(
     assert list(rows) == [*(f"p0/00{n}.dcm" for n in range(4)), "p0/a.dcm", "p0/b.dcm"]
     assert all(row["status"] == "ok" for row in rows.values())
     assert summary["unfinished"] == 16
-    assert run(src, tmp_path / "dst").kept == 6
-    run(src, tmp_path / "calm")
+    # images.npy is made when all files are done: until then no row may name it
+    assert summary["array_pending"] == (kind == "packed")
+    outputs = [row["output"] for row in rows.values()]
+    assert ("" in outputs) == (set(outputs) == {""}) == (kind == "packed")
+    resumed = run(src, tmp_path / "dst", format=kind)
+    assert (resumed.kept, resumed.array_pending) == (6, False)
+    run(src, tmp_path / "calm", format=kind)
     assert tree(tmp_path / "dst") == tree(tmp_path / "calm")
 
 
@@ -310,8 +454,8 @@ def test_a_run_in_another_thread_works(tmp_path: Path) -> None:
 
 
 def test_no_process_and_no_descriptor_stays_behind(tmp_path: Path) -> None:
-    src = source(tmp_path, hang="DICM abort")
-    run(src, tmp_path / "warm")
+    run(source(tmp_path, 1), tmp_path / "warm")
+    src = source(tmp_path, 1, abort="DICM abort")
     before = len(os.listdir("/proc/self/fd"))
     run(src, tmp_path / "dst")
     assert len(os.listdir("/proc/self/fd")) == before
@@ -339,6 +483,42 @@ def test_dst_cannot_be_written(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ConvertError, match=r"cannot write to DST .*Choose another folder"):
         run(source(tmp_path, 1), tmp_path / below)
+
+
+def test_an_output_that_cannot_have_its_name_costs_one_file(tmp_path: Path) -> None:
+    src, dst = source(tmp_path, 2), tmp_path / "dst"
+    (dst / "p0" / "000.png" / "in the way").mkdir(parents=True)
+    assert (run(src, dst).ok, run(src, dst).again) == (1, {"failed before": 1})
+    row = manifest(dst)["p0/000.dcm"]
+    assert row["reason"] == "cannot write"
+    assert row["message"] == "the output cannot be written: Is a directory (EISDIR)"
+
+
+@pytest.mark.parametrize(
+    ("code", "ends_the_run"),
+    [
+        *((code, True) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)),
+        *((code, True) for code in (errno.EACCES, errno.EPERM)),
+        *((code, False) for code in (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EINVAL)),
+    ],
+)
+def test_which_errors_of_dst_end_the_run(tmp_path: Path, code: int, ends_the_run: bool) -> None:
+    (tmp_path / "a.dcm").touch()
+    task = {"path": "a.dcm", "source": str(tmp_path / "a.dcm"), "target": str(tmp_path / "a.png")}
+    prepared = convert_standin.Image(np.zeros((2, 2), np.uint8), {})
+
+    def chunks(_: Any) -> Any:
+        yield b"x"
+        raise OSError(code, os.strerror(code))
+
+    task |= {"content": False, "meant": True}
+    reply = process_file(task, lambda _: prepared, chunks, str(tmp_path / "partial"))
+    assert ("fatal" in reply, reply.get("status")) == (
+        ends_the_run,
+        None if ends_the_run else "failed",
+    )
+    assert errno.errorcode[code] in (reply.get("fatal") or reply["message"])
+    assert not (tmp_path / "partial").exists()
 
 
 def test_disk_full_stops_the_run_and_it_goes_on(tmp_path: Path) -> None:

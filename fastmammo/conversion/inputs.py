@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmammo.conversion.names import STATE_FOLDER, is_component, is_dicom_name, output_name
-from fastmammo.errors import ConvertError, FastMammoError, NotDicomError, OutputCollisionError
+from fastmammo.errors import ConfigError, ConvertError, NotDicomError, OutputCollisionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,6 +29,10 @@ class Input(NamedTuple):
     image_id: str = ""
     listed: str = ""
     """The path as a list or CSV has it, to join by."""
+    meant: bool = False
+    """Whether the user named it, or its name says DICOM: it has failed if it is none."""
+    rows: int = 1
+    """How many rows of a list or CSV name it."""
     status: str = ""
     """Empty: to be converted. "failed" or "skipped": settled while looking, see `reason`."""
     reason: str = ""
@@ -42,7 +47,7 @@ def find_inputs(
     path_column: str | None = None,
     follow_links: bool = False,
 ) -> list[Input]:
-    """Find every input of a run, sorted by path. No file of a folder is opened.
+    """Find every input of a run, sorted by path. A file is opened only if two share a name.
 
     SRC is a folder of any shape (DST inside of it is left out), one DICOM file, a text list
     (`.txt`, one path a line), or a CSV (`.csv`): one with a path column, or RSNA's `train.csv`,
@@ -51,6 +56,7 @@ def find_inputs(
     the CSV or from a folder that is exactly `<patient>/<image>.dcm`, never from DICOM headers.
 
     Raises:
+        ConfigError: an option that says nothing about such a SRC.
         ConvertError: SRC is not there, holds nothing, or its CSV has no usable column.
         OutputCollisionError: two DICOM files would give one output name.
         OSError: the list or CSV cannot be read.
@@ -58,6 +64,15 @@ def find_inputs(
     source = os.path.abspath(src)
     if image_root is not None and not os.path.isdir(image_root):
         raise ConvertError(f"image_root is not a folder: {image_root}")
+    is_csv, is_list = (
+        source.lower().endswith(suffix) and not os.path.isdir(source) for suffix in (".csv", ".txt")
+    )
+    for option, value, fits, wanted in (
+        ("path_column", path_column, is_csv, "a CSV"),
+        ("image_root", image_root, is_csv or is_list, "a list or CSV"),
+    ):
+        if value is not None and not fits and os.path.exists(source):
+            raise ConfigError(f"{option}: got {value!r}, but SRC is not {wanted}: {source}")
     if os.path.isdir(source):
         destination = os.path.realpath(dst)
         if destination == os.path.realpath(source):
@@ -69,22 +84,23 @@ def find_inputs(
         raise ConvertError(
             f"SRC is not there: {source}. Wanted a folder, a DICOM file, a .txt list or a .csv"
         )
-    elif source.lower().endswith(".csv"):
+    elif is_csv:
         inputs = _from_csv(source, image_root, path_column)
-    elif source.lower().endswith(".txt"):
+    elif is_list:
         with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
             paths = [line.rstrip("\r\n") for line in file if line.strip()]
         base = os.path.abspath(image_root) if image_root else os.path.dirname(source)
         inputs = _rooted([(each, "", "") for each in paths], base, image_root)
     else:
-        inputs = [_input(os.path.basename(source), source)]
+        inputs = [_input(os.path.basename(source), source)._replace(meant=True)]
     if not inputs:
         raise ConvertError(f"SRC holds no files: {source}")
     return _checked(sorted(inputs, key=lambda each: each.path))
 
 
 def _input(path: str, source: str, patient_id: str = "", image_id: str = "") -> Input:
-    return Input(path, source, output_name(path), patient_id, image_id)
+    name, meant = output_name(path), is_dicom_name(path)
+    return Input(path, source, name, patient_id, image_id, meant=meant)
 
 
 def _settled(path: str, source: str, status: str, reason: str, message: str) -> Input:
@@ -171,16 +187,16 @@ def _from_csv(path: str, image_root: str | None, path_column: str | None) -> lis
         )
     wanted = (path_column.lower(),) if path_column else PATH_COLUMNS
     column = next((columns[name] for name in wanted if name in columns), None)
-    patient, image = columns.get("patient_id", ""), columns.get("image_id", "")
+    patient, image = columns.get("patient_id"), columns.get("image_id")
     if column is not None:
         base = os.path.abspath(image_root) if image_root else os.path.dirname(path)
         found = [
-            (row[column] or "", row.get(patient) or "", row.get(image) or "")
+            (row[column] or "", _cell(row, patient), _cell(row, image))
             for row in rows
             if any(row.values())
         ]
         return _rooted(found, base, image_root)
-    if not (patient and image):
+    if patient is None or image is None:
         raise ConvertError(
             f"{path}: no column with paths; its columns are {', '.join(columns) or 'none'}. Wanted "
             f"one of {', '.join(PATH_COLUMNS)}, or patient_id and image_id, or path_column"
@@ -193,15 +209,26 @@ def _from_csv(path: str, image_root: str | None, path_column: str | None) -> lis
     root = os.path.abspath(image_root)
     inputs: dict[str, Input] = {}
     for row in rows:
-        patient_id, image_id = (row[patient] or "").strip(), (row[image] or "").strip()
+        patient_id, image_id = _cell(row, patient), _cell(row, image)
         name = f"{patient_id}/{image_id if is_dicom_name(image_id) else image_id + '.dcm'}"
         if is_component(patient_id) and is_component(image_id):
             found_input = _input(name, os.path.join(root, name), patient_id, image_id)
         else:  # "../../etc/passwd" as an image_id must not be opened
             message = f"patient_id {patient_id!r} and image_id {image_id!r} are no file names"
             found_input = _settled(name, "", "failed", "unsafe name", message)
-        inputs.setdefault(name, found_input)
+        _add(inputs, found_input)
     return list(inputs.values())
+
+
+def _cell(row: dict[str, str], column: str | None) -> str:
+    # a column that is not there is None: the name "" is that of the index in pandas' files
+    return "" if column is None else (row[column] or "").strip()
+
+
+def _add(inputs: dict[str, Input], found: Input) -> None:
+    """Add an input, once: an image with a row for each of its lesions is converted once."""
+    earlier = inputs.get(found.path)
+    inputs[found.path] = found if earlier is None else earlier._replace(rows=earlier.rows + 1)
 
 
 def _rooted(rows: Sequence[tuple[str, str, str]], base: str, image_root: str | None) -> list[Input]:
@@ -223,8 +250,8 @@ def _rooted(rows: Sequence[tuple[str, str, str]], base: str, image_root: str | N
             inputs[path] = _settled(path, "", "failed", "no path", "the row names no file")
             continue
         path = _relative(source, root)
-        # one image may have several rows (one a lesion): it is converted once
-        inputs.setdefault(path, _input(path, source, row[1], row[2])._replace(listed=row[0]))
+        found = _input(path, source, row[1], row[2])
+        _add(inputs, found._replace(listed=row[0], meant=True))
     return list(inputs.values())
 
 
@@ -249,18 +276,23 @@ def _checked(inputs: list[Input]) -> list[Input]:
                 "Rename or remove one of them, or convert them into two folders"
             )
         for index in set(rivals) - set(dicom):
-            settled = ("skipped", NotDicomError().reason, "not a DICOM file")
-            inputs[index] = _settled(inputs[index].path, inputs[index].source, *settled)
+            status = "failed" if inputs[index].meant else "skipped"
+            reason, message = NotDicomError().reason, "not a DICOM file"
+            inputs[index] = inputs[index]._replace(
+                name="", status=status, reason=reason, message=message
+            )
     return inputs
 
 
 def _is_dicom(source: str) -> bool:
-    from fastmammo.dicom import read
+    """Whether a file begins as `dicom.read` wants it; no other byte of it is read here."""
+    from fastmammo.dicom import looks_like_dicom
 
     try:
-        read(source)
-    except (NotDicomError, OSError):
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            return False  # opening a named pipe would wait for ever
+        with open(source, "rb", buffering=0) as file:
+            head = file.read(132)
+    except OSError:
         return False
-    except FastMammoError:
-        return True
-    return True
+    return looks_like_dicom(head)

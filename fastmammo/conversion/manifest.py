@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import io
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from fastmammo.conversion.packed import NAME as ARRAY
@@ -73,7 +73,8 @@ def write_tables(
                 "listed": each.listed,
                 "status": entry["status"],
                 "reason": entry.get("reason", ""),
-                "message": entry.get("message", ""),
+                # a codec's words may have several lines: a row has one
+                "message": re.sub(r"\s*[\r\n]+\s*", "; ", entry.get("message", "").strip()),
                 "output": output,
                 "row": place,
                 "patient_id": each.patient_id,
@@ -127,6 +128,8 @@ def write_config(dst: str, journal: Journal, settings: dict[str, Any]) -> None:
 
 def version(distribution: str) -> str:
     """Return the version of an installed distribution, or "" where it is not installed."""
+    import importlib.metadata
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -62,12 +62,19 @@ class Packed:
                 }
                 return
 
-    def drop_stale(self) -> None:
-        """Remove an images.npy of ours of which no row counts any more: other settings made it."""
+    def drop_stale(self, *, wanted: bool) -> None:
+        """Remove an images.npy of ours of which no row counts any more: other settings made it.
+
+        Args:
+            wanted: whether this run makes the array. If not, it goes in any case, and so do rows
+                that a run that was cut short has left for it.
+        """
         self.load()
-        if self._order and not self._rows:
+        if self._order and not (self._rows and wanted):
             os.unlink(self.path)
-            self._order = []
+            self._order, self._rows = [], {}
+        if not wanted:
+            shutil.rmtree(self.rows_folder, ignore_errors=True)
 
     def row_path(self, name: str) -> str:
         """Return the path of the raw bytes of one output name."""

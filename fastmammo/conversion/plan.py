@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastmammo.conversion.packed import NAME
-from fastmammo.conversion.worker import sha256, unreadable
+from fastmammo.conversion.worker import OF_THE_RUN, sha256, unreadable
+from fastmammo.errors import NotDicomError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,13 +63,14 @@ class Plan:
     def orphans(self, inputs: Sequence[Input]) -> list[str]:
         """Return the outputs in DST, sorted, whose inputs are no longer among `inputs`."""
         current = {each.path for each in inputs}
-        found = []
+        found = set()
         for path in self.journal.paths():
             if path not in current:
                 output = (self.journal.get(path) or {}).get("output", "")
                 if output and output != NAME and os.path.exists(os.path.join(self.dst, output)):
-                    found.append(output)
-        return sorted(found)
+                    found.add(output)
+        # another input may have taken the name: "x" that of "x.dcm"
+        return sorted(found - {self.output(each) for each in inputs})
 
     def output(self, each: Input) -> str:
         """Return the manifest's output column: the path in DST."""
@@ -91,6 +93,7 @@ class Plan:
                     "source": each.source,
                     "target": self.target(each),
                     "content": self.by_content,
+                    "meant": each.meant,
                 },
             }
 
@@ -106,17 +109,21 @@ class Plan:
             return None
         # opening a named pipe would wait for ever
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        return {"status": "skipped", "reason": "not a file", "message": f"it is {what}"}
+        status = "failed" if each.meant else "skipped"
+        return {"status": status, "reason": "not a file", "message": f"it is {what}"}
 
     def _changed(self, each: Input, earlier: Entry) -> str:
         """Return why an earlier result does not count, or "" if it does."""
-        if earlier["status"] == "failed":
+        unmeant = earlier.get("reason") == NotDicomError().reason and each.meant
+        if earlier["status"] == "failed" or unmeant:
             return "failed before"
         if earlier["settings"] != self.settings:
             return "settings changed"
         if self._input_changed(each, earlier):
             return "input changed"
-        return "output missing" if earlier["status"] == "ok" and self._lost(each, earlier) else ""
+        if earlier["status"] == "ok" and self._lost(each, earlier):
+            return "output missing or changed"
+        return ""
 
     def _input_changed(self, each: Input, earlier: Entry) -> bool:
         try:
@@ -154,11 +161,12 @@ class Plan:
 
 
 def remove(path: str) -> None:
-    """Remove a file if it is there."""
+    """Remove a file if it is there; a name that can be no file's is none."""
     try:
         os.unlink(path)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return
+    except OSError as error:
+        if error.errno in OF_THE_RUN and not isinstance(error, FileNotFoundError):
+            raise
 
 
 def tally(inputs: Sequence[Input], journal: Journal) -> Iterator[tuple[str, str]]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections import deque
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
+from fastmammo.conversion.process import Worker
 from fastmammo.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -21,57 +21,12 @@ if TYPE_CHECKING:
 
 Message = dict[str, Any]
 
-_START_SECONDS = 120.0
-"""For a worker to import what it needs: a cold disk is slow, a broken install never gets there."""
+_START_SECONDS = 300.0
+"""For a worker to import, and in a first run to compile, what it needs: a cold disk is slow, and
+many workers compile at once; a broken install never gets there."""
 
-# sys.path comes from the parent, as in multiprocessing's spawn; but no parent's __main__ is run
-# again, so a script that calls convert() needs no `if __name__ == "__main__"`.
-_CODE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from fastmammo.conversion.worker import main; main(int(sys.argv[2]), int(sys.argv[3]))"
-)
-
-# One thread a worker: N workers with N threads each would fight over N cores.
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "OPJ_NUM_THREADS")
-
-
-class _Worker:
-    """One process, its pipe, and the task it has in hand."""
-
-    def __init__(self, setup: Message) -> None:
-        ours, theirs = Pipe()
-        self.connection: Connection = ours
-        self.task: Message | None = None
-        self.ready = False
-        self.since = time.monotonic()
-        self.last_words = ""
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115
-        arguments = [json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, *arguments],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # a codec that prints must not spoil the results
-            stderr=self._stderr,
-            env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
-            start_new_session=True,  # Ctrl-C in a terminal is for the parent
-        )
-        theirs.close()
-        with contextlib.suppress(OSError):  # it is dead already: the first wait says so
-            ours.send_bytes(json.dumps(setup).encode())
-
-    def end(self) -> str:
-        """Kill the process if it lives, and say how it ended. May be called again."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.connection.close()
-        if not self._stderr.closed:
-            self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 1000))
-            self.last_words = self._stderr.read().decode(errors="replace").strip() or "no message"
-            self._stderr.close()
-        code = self.process.returncode
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+_WAIT_SECONDS = 3600.0
+"""The longest single wait: the system takes no more than 24 days, and a time limit may be more."""
 
 
 class Pool:
@@ -84,14 +39,14 @@ class Pool:
     Args:
         workers: number of processes.
         setup: what `worker.main` is told first; JSON-able.
-        timeout_seconds: for one file.
+        timeout_seconds: for one file; infinity for no limit.
     """
 
     def __init__(self, workers: int, setup: Message, timeout_seconds: float) -> None:
         self._setup = setup
         self._count = workers
         self._timeout = timeout_seconds
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._again: deque[Message] = deque()
         self._left = 0
         self._stopping = False
@@ -108,10 +63,10 @@ class Pool:
     def stop(self) -> None:
         """Hand out no more tasks; those handed out are finished. Safe in a signal handler."""
         self._stopping = True
-        try:
+        if self._wake_write < 0:
+            return  # closed: the descriptor's number may be some other file's by now
+        with contextlib.suppress(BlockingIOError):  # the pipe is full of wake-ups already
             os.write(self._wake_write, b"x")
-        except BlockingIOError:
-            return  # the pipe is full of wake-ups already
 
     def abandon(self) -> None:
         """End `run` at once, whatever is in hand: no output is ever half of one."""
@@ -119,12 +74,17 @@ class Pool:
         self.stop()
 
     def close(self) -> None:
-        """Kill what still runs and give back the pipes."""
+        """Kill what still runs and give back the pipes. `stop` may still be called."""
+        for worker in self._workers:
+            worker.kill()  # all of them, before the first is waited for
         for worker in self._workers:
             worker.end()
         self._workers.clear()
-        for descriptor in (self._wake_read, self._wake_write):
-            os.close(descriptor)
+        descriptors = [self._wake_read, self._wake_write]
+        self._wake_read = self._wake_write = -1
+        for descriptor in descriptors:
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def run(self, tasks: Iterable[Message], total: int) -> Iterator[Message]:
         """Yield one reply for each of `total` tasks; after `stop()`, for those in hand.
@@ -134,7 +94,8 @@ class Pool:
         """
         queue = iter(tasks)
         self._left = total
-        self._workers = [_Worker(self._setup) for _ in range(min(self._count, total))]
+        for _ in range(min(self._count, total)):
+            self._workers.append(Worker(self._setup))  # owned at once: the next may not start
         while not self._abandoned:
             self._hand_out(queue)
             if not any(worker.task for worker in self._workers) and (
@@ -157,20 +118,22 @@ class Pool:
 
     def _replies(self) -> Iterator[Message]:
         busy = [worker for worker in self._workers if worker.task or not worker.ready]
-        limit = min((self._limit(worker) for worker in busy), default=None)
-        ready = wait(
-            [*(worker.connection for worker in self._workers), self._wake_read],
-            None if limit is None else max(0.0, limit - time.monotonic()) + 0.01,
-        )
+        limit = min((self._limit(worker) for worker in busy), default=math.inf)
+        seconds = min(max(0.0, limit - time.monotonic()) + 0.01, _WAIT_SECONDS)
+        listening = [worker.stderr for worker in self._workers if worker.stderr >= 0]
+        connections = [worker.connection for worker in self._workers]
+        ready = wait([*connections, *listening, self._wake_read], seconds)
         if self._wake_read in ready:
             os.read(self._wake_read, 4096)
         for worker in list(self._workers):
+            if worker.stderr in ready:
+                worker.listen()
             if worker.connection in ready:
                 yield from self._reply(worker)
             elif worker in busy and time.monotonic() > self._limit(worker):
                 yield from self._overdue(worker)
 
-    def _reply(self, worker: _Worker) -> Iterator[Message]:
+    def _reply(self, worker: Worker) -> Iterator[Message]:
         try:
             message = json.loads(worker.connection.recv_bytes())
         except (EOFError, OSError):
@@ -178,27 +141,31 @@ class Pool:
             return
         if worker.task:
             task, worker.task = worker.task, None
+            ending = message.pop("ending", False)
             yield {**task, **message}
+            if ending:
+                worker.end()
+                self._replace(worker, try_again=False)
         else:
             worker.ready = True
             self._false_starts = 0
 
-    def _limit(self, worker: _Worker) -> float:
+    def _limit(self, worker: Worker) -> float:
         return worker.since + (self._timeout if worker.ready else _START_SECONDS)
 
-    def _died(self, worker: _Worker) -> Iterator[Message]:
+    def _died(self, worker: Worker) -> Iterator[Message]:
         # its pipe is closed: it is about to end by itself, and how it ends is the reason
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(5)
         how = worker.end()
         if not worker.ready:
-            self._false_start(worker, how, fatal=worker.process.returncode >= 0)
+            self._false_start(worker, how, fatal=(worker.process.returncode or 0) >= 0)
         task = self._replace(worker, try_again=True)
         if task is not None:
             message = f"the worker process died on this file with {how}, a second one too"
             yield {**task, "status": "failed", "reason": "worker died", "message": message}
 
-    def _overdue(self, worker: _Worker) -> Iterator[Message]:
+    def _overdue(self, worker: Worker) -> Iterator[Message]:
         worker.end()
         if not worker.ready:
             self._false_start(worker, f"not ready in {_START_SECONDS:.0f} s", fatal=True)
@@ -207,13 +174,13 @@ class Pool:
             message = f"timed out after {self._timeout:g} s: see timeout_seconds"
             yield {**task, "status": "failed", "reason": "timed out", "message": message}
 
-    def _false_start(self, worker: _Worker, how: str, *, fatal: bool) -> None:
+    def _false_start(self, worker: Worker, how: str, *, fatal: bool) -> None:
         """Bear with a worker that is killed while it starts, but not with many in a row."""
         self._false_starts += 1
         if fatal or self._false_starts > 3:
             raise WorkerError(f"a worker process does not start ({how}): {worker.last_words}")
 
-    def _replace(self, worker: _Worker, *, try_again: bool) -> Message | None:
+    def _replace(self, worker: Worker, *, try_again: bool) -> Message | None:
         """Put a new worker in a dead one's place; return its task, if that has failed for good."""
         task = worker.task
         if task is not None and try_again and not task.get("tried"):
@@ -225,7 +192,7 @@ class Pool:
         if self._stopping or not self._left:
             del self._workers[index]
         else:
-            self._workers[index] = _Worker(self._setup)
+            self._workers[index] = Worker(self._setup)
         return task
 
 

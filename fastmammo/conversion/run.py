@@ -139,7 +139,7 @@ class _Run:
         if self.plan.todo or settled:
             # until the end there is no manifest: it would tell of outputs that are being replaced
             remove(os.path.join(self.dst, "manifest.csv"))
-        self.array.drop_stale()
+        self.array.drop_stale(wanted=self.packed is not None)
         for entry in settled:
             self.journal.add(entry)
         pool = Pool(
@@ -153,8 +153,10 @@ class _Run:
                 self._work(pool, progress)
             self._finish()
         finally:
-            pool.close()
-            restore()
+            try:
+                pool.close()
+            finally:
+                restore()
         if self.fatal:
             raise ConvertError(self.fatal)
         return self._summary()
@@ -172,6 +174,7 @@ class _Run:
             "preprocessor": self.preprocessor,
             "partial_folder": self.journal.partial_folder,
             "format": self.options.format,
+            "memory_limit_mb": self.options.memory_limit_mb,
         }
 
     def _write_config(self, src: str) -> None:
@@ -251,6 +254,8 @@ class _Run:
             failed=statuses["failed"],
             skipped=statuses["skipped"],
             kept=self.plan.kept,
+            converted=self.ok,
+            merged_rows=sum(each.rows - 1 for each in self.inputs),
             again=self.plan.again,
             reasons=dict(sorted(reasons.items())),
             seconds=round(seconds, 3),

@@ -18,14 +18,18 @@ class Summary:
     failed: int
     skipped: int
     kept: int
-    """Done by an earlier run and still good."""
+    """Done by an earlier run and still good, skipped files included."""
+    converted: int
+    """Images finished by this run; the other `ok` ones were kept."""
+    merged_rows: int = 0
+    """Rows of a list or CSV that name a file which an earlier row names: it is one input."""
     again: dict[str, int] = field(default_factory=dict)
     """Done again although an earlier run had them, by cause."""
     reasons: dict[str, int] = field(default_factory=dict)
     """How many files failed or were skipped, by reason."""
     seconds: float = 0.0
     images_per_second: float = 0.0
-    """Images finished by this run, divided by its time."""
+    """`converted`, divided by the run's time."""
     signal: int = 0
     """SIGINT or SIGTERM, if that ended the run early; else 0."""
     orphans: list[str] = field(default_factory=list)
@@ -50,19 +54,27 @@ class Summary:
 
     def text(self) -> str:
         """Return the summary in a few lines, for people."""
+        kept = self.ok - self.converted
+        done = f"{self.converted} converted now, {kept} kept" if kept else f"{self.ok} converted"
+        rate = f" ({self.images_per_second:.1f} images/s)" if self.converted else ""
         lines = [
-            f"{self.ok} converted, {self.failed} failed, {self.skipped} skipped, of {self.files} "
-            f"files in {self.seconds:.1f} s ({self.images_per_second:.1f} images/s)"
+            f"{done}, {self.failed} failed, {self.skipped} skipped, of "
+            f"{_count(self.files, 'file')} in {self.seconds:.1f} s{rate}"
         ]
-        if note := describe(self.kept, self.again, self.files):
-            lines.append(note)
+        if self.again:
+            lines.append(describe(self.kept, self.again, self.files))
+        if self.merged_rows:
+            rows = _count(self.merged_rows, "row")
+            lines.append(f"{rows} merged: of a file that several rows name, one image is made")
         lines += [f"  {count} {reason}" for reason, count in self.reasons.items()]
         if self.ok == 0 and not self.signal:
             lines.append("no image was converted")
         if self.orphans:
+            more = ", ..." if len(self.orphans) > 1 else ""
             lines.append(
-                f"{len(self.orphans)} outputs in DST belong to no input of this run and stand in "
-                f"no manifest row ({self.orphans[0]}, ...): delete them, or use another DST"
+                f"in DST, of no input of this run and in no manifest row: "
+                f"{_count(len(self.orphans), 'output')} ({self.orphans[0]}{more}); delete what is "
+                "not wanted, or use another DST"
             )
         if self.array_pending:
             lines.append("images.npy is made when all files are done")
@@ -73,6 +85,10 @@ class Summary:
             )
         lines.append(f"manifest: {self.manifest}")
         return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def describe(kept: int, again: dict[str, int], total: int) -> str:

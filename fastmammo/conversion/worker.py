@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -9,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -17,6 +19,7 @@ import warnings
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from fastmammo.conversion.warm import warm_up_files
 from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
 from fastmammo.errors import FastMammoError, NotDicomError, NotImageError
 
@@ -26,6 +29,16 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 
 _PR_SET_PDEATHSIG = 1
+
+OF_THE_RUN = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM),
+        *(errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
+"""Why DST cannot be written that every other file would meet too; the rest (a name that is too
+long, a folder where the output should be) is one file's."""
 
 
 def main(descriptor: int, parent: int) -> None:
@@ -46,10 +59,12 @@ def main(descriptor: int, parent: int) -> None:
     faulthandler.enable()
     pipe = Connection(descriptor)
     setup = json.loads(pipe.recv_bytes())
+    limit_memory(setup["memory_limit_mb"])
     warnings.simplefilter("ignore")  # the record's notes say what a warning would
     prepare = load_preprocessor(setup["preprocessor"], setup["config"]).prepare
     partial = os.path.join(setup["partial_folder"], str(os.getpid()))
     encode = encode_png if setup["format"] == "png" else encode_row
+    warm_up(prepare, encode)
     pipe.send_bytes(b'{"ready":true}')
     while True:
         try:
@@ -58,6 +73,28 @@ def main(descriptor: int, parent: int) -> None:
             return
         reply = process(task, prepare, encode, partial)
         pipe.send_bytes(json.dumps(reply).encode())
+        if "ending" in reply:
+            return
+
+
+def limit_memory(megabytes: int) -> None:
+    """Limit this process's address space (setrlimit(2), RLIMIT_AS); 0 leaves it as it is.
+
+    A file that makes a decoder allocate without bound then fails, or costs its worker: without a
+    limit the system would run out of memory and kill what it likes.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, megabytes << 20) if limit > 0]
+    if megabytes and limits:
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+
+
+def warm_up(prepare: Callable[[Any], Any], encode: Callable[..., Any]) -> None:
+    """Take made-up images through the whole path once: no file's time counts what is loaded."""
+    # whatever fails here fails with the files too, and is told there
+    with contextlib.suppress(Exception):
+        for data in warm_up_files():
+            encode(prepare(data).image)
 
 
 def load_preprocessor(name: str, config: dict[str, Any]) -> Any:
@@ -74,7 +111,8 @@ def process(
     """Convert one file and say what became of it; only a failing DST is "fatal".
 
     Args:
-        task: "path" (of the manifest), "source", "target" (final name), "content" (to hash it).
+        task: "path" (of the manifest), "source", "target" (final name), "content" (to hash it),
+            "meant" (no DICOM is a failure, not skipped).
         prepare: path → `Prepared`.
         encode: image → the bytes of the output, in chunks.
         partial: a temporary name of this worker's own.
@@ -88,15 +126,21 @@ def process(
         if task["content"]:
             reply["content"] = sha256(source)
         prepared = prepare(source)
+        prepared_at = time.perf_counter()
+        chunks = encode(prepared.image)
+        encoded_at = time.perf_counter()
         after = os.stat(source)
     except FastMammoError as error:
-        skipped = isinstance(error, (NotDicomError, NotImageError))
+        none = isinstance(error, NotDicomError)
+        skipped = isinstance(error, NotImageError) or (none and not task["meant"])
         reply |= _ended("skipped" if skipped else "failed", error.reason, str(error), task)
         return reply
     except OSError as error:
         return reply | unreadable(error)
     except MemoryError:
-        return reply | _ended("failed", "out of memory", "the file needs more memory", task)
+        message = "the file needs more memory than a worker may take: see memory_limit_mb"
+        # A library that was refused memory half-way may be in any state: a new worker goes on.
+        return reply | _ended("failed", "out of memory", message, task) | {"ending": True}
     except Exception as error:  # a defect of ours costs its file, not the run: DESIGN, property 4
         reply |= _ended("failed", "internal error", f"{type(error).__name__}: {error}", task)
         reply["traceback"] = traceback.format_exc()
@@ -104,23 +148,23 @@ def process(
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         message = "size or time of the file changed while it was read: run again to convert it"
         return reply | _ended("failed", "changed while read", message, task)
-    prepared_at = time.perf_counter()
+    write_at = time.perf_counter()
     try:
-        chunks = encode(prepared.image)
-        encoded_at = time.perf_counter()
         reply["output_size"] = write_atomic(task["target"], chunks, partial)
     except OSError as error:
-        # Not this file's failure: every other one would meet it too, and a manifest full of
-        # "no space left" would hide that the run has to go on later.
         name = errno.errorcode.get(error.errno or 0, "")
-        return reply | {"fatal": f"cannot write {task['target']}: {error.strerror} ({name})"}
+        if error.errno in OF_THE_RUN:
+            # a manifest full of "no space left" would hide that the run has to go on later
+            return reply | {"fatal": f"cannot write {task['target']}: {error.strerror} ({name})"}
+        message = f"the output cannot be written: {error.strerror} ({name})"
+        return reply | _ended("failed", "cannot write", message, task)
     written_at = time.perf_counter()
     reply["status"] = "ok"
     reply["record"] = {name: _plain(value) for name, value in prepared.record.items()}
     reply["seconds"] = {
         **{name: round(float(value), 6) for name, value in prepared.seconds.items()},
         "encode": round(encoded_at - prepared_at, 6),
-        "write": round(written_at - encoded_at, 6),
+        "write": round(written_at - write_at, 6),
         "total": round(written_at - start, 6),
     }
     return reply
