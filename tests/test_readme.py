@@ -73,7 +73,10 @@ def test_the_table_is_what_doctor_prints() -> None:
     here = markdown(diagnose()).splitlines()
     there = table.group(1).splitlines()
     # name, UID, numpy, openjpeg, imagecodecs; pylibjpeg's cells depend on its GPL part
-    assert [cells(line) for line in there] == [cells(line) for line in here]
+    assert len(there) == len(here)
+    for shown, found in zip(there, here, strict=True):
+        if "not tried" not in found:  # HTJ2K, where its encoder is not installed
+            assert cells(shown) == cells(found)
 
 
 def test_version() -> None:

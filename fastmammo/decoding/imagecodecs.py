@@ -25,6 +25,15 @@ FORMATS = frozenset({"jpeg", "jpeg-lossless", "jpeg-ls", "jpeg2000", "htj2k", "r
 LEVELS = False  # its HTJ2K reader can skip levels, but wraps undershoot around to 65,000
 
 
+_FUNCTIONS = {
+    "jpeg": "jpeg8_decode",
+    "jpeg-lossless": "jpeg8_decode",
+    "jpeg-ls": "jpegls_decode",
+    "jpeg2000": "jpeg2k_decode",
+    "htj2k": "htj2k_decode",
+}
+
+
 def missing() -> str | None:
     """Return None: imagecodecs is a base dependency, and a broken install should say so loudly."""
     try:
@@ -40,11 +49,19 @@ def refuses(codestream: Codestream) -> str | None:
         return f"{codestream.precision} bits a sample, 16 at most"
     if codestream.subsampling != (1, 1) or codestream.origin != (0, 0):
         return "subsampled components or an image offset"
+    if codestream.format == "htj2k" and not _has_htj2k():
+        return "this version of imagecodecs has no HTJ2K (its wheels for Python 3.10 end before)"
     if codestream.format == "htj2k" and not codestream.reversible:
         return "9/7 HTJ2K: its reader does not clamp, values wrap around at the ends"
     if "arithmetic" in codestream.process and codestream.format == "jpeg-lossless":
         return "arithmetic-coded lossless JPEG"
     return None
+
+
+def _has_htj2k() -> bool:
+    import imagecodecs
+
+    return hasattr(imagecodecs, "htj2k_decode")
 
 
 def version() -> str:
@@ -64,18 +81,11 @@ def decode(
     import imagecodecs
 
     view = memoryview(data)[codestream.offset : codestream.offset + codestream.length]
-    functions: dict[str, Any] = {
-        "jpeg": imagecodecs.jpeg8_decode,
-        "jpeg-lossless": imagecodecs.jpeg8_decode,
-        "jpeg-ls": imagecodecs.jpegls_decode,
-        "jpeg2000": imagecodecs.jpeg2k_decode,
-        "htj2k": imagecodecs.htj2k_decode,
-    }
     try:
         if codestream.format == "rle":
             return _rle(view, codestream)
         with _SwallowedErrors() as swallowed:
-            pixels = functions[codestream.format](view)
+            pixels = getattr(imagecodecs, _FUNCTIONS[codestream.format])(view)
         if swallowed:
             raise CorruptCodestreamError(
                 f"imagecodecs ({codestream.format}) refused the codestream ({len(view)} bytes) "

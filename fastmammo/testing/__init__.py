@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastmammo.testing.archive import make_dataset
 from fastmammo.testing.dataset import write_dataset
-from fastmammo.testing.encode import encode
+from fastmammo.testing.encode import can_encode, encode
 from fastmammo.testing.lesions import Lesion
 from fastmammo.testing.nuisances import Nuisances, draw_nuisances
 from fastmammo.testing.phantom import Phantom, phantom
@@ -16,6 +16,7 @@ __all__ = [
     "Lesion",
     "Nuisances",
     "Phantom",
+    "can_encode",
     "draw_nuisances",
     "encode",
     "make_dataset",

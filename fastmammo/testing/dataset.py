@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastmammo.dicom.syntax import SYNTAXES
 from fastmammo.errors import ConfigError
+from fastmammo.testing.encode import can_encode
 from fastmammo.testing.phantom import Laterality, ViewPosition, phantom
 from fastmammo.testing.write import write_dicom
 
@@ -30,7 +31,7 @@ def write_dataset(
     rows: int = 1664,
     columns: int = 1280,
     seed: int = 0,
-    transfer_syntax_uids: Sequence[str] = LOSSLESS,
+    transfer_syntax_uids: Sequence[str] | None = None,
 ) -> list[Path]:
     """Writes `count` phantoms to `folder/<patient_id>/<image_id>.dcm`, four views a patient.
 
@@ -43,7 +44,7 @@ def write_dataset(
         count: files to write.
         rows, columns: of each image.
         seed: of the first patient; the others count up from it.
-        transfer_syntax_uids: to choose from; those without 8-bit limits.
+        transfer_syntax_uids: to choose from; None for every lossless one that can be written here.
 
     Returns:
         The paths, in the order of patients and views.
@@ -51,6 +52,8 @@ def write_dataset(
     Raises:
         ConfigError: a setting out of its range.
     """
+    if transfer_syntax_uids is None:
+        transfer_syntax_uids = [uid for uid in LOSSLESS if can_encode(uid)]
     if count < 0 or not transfer_syntax_uids:
         raise ConfigError(
             f"write_dataset: count {count}, {len(transfer_syntax_uids)} transfer_syntax_uids; "

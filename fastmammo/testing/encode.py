@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.dicom.syntax import SYNTAXES
-from fastmammo.errors import ConfigError
+from fastmammo.errors import BackendUnavailableError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,6 +225,13 @@ def _jpeg2000(pixels: NDArray[Any], uid: str, coding: _Coding) -> bytes:
     )
 
 
+def can_encode(transfer_syntax_uid: str) -> bool:
+    """Whether `encode` can write this syntax here: HTJ2K needs an imagecodecs that has it."""
+    import imagecodecs
+
+    return SYNTAXES[transfer_syntax_uid].family != "htj2k" or hasattr(imagecodecs, "htj2k_encode")
+
+
 def _htj2k(pixels: NDArray[Any], uid: str, coding: _Coding) -> bytes:
     """HTJ2K by OpenJPH, in RPCL order; .202 with the TLM marker that its definition asks for.
 
@@ -236,6 +243,11 @@ def _htj2k(pixels: NDArray[Any], uid: str, coding: _Coding) -> bytes:
     """
     import imagecodecs
 
+    if not can_encode(uid):
+        raise BackendUnavailableError(
+            f"encode: this version of imagecodecs ({imagecodecs.__version__}) writes no HTJ2K: "
+            "newer ones do, under Python 3.11 or later"
+        )
     reversible = SYNTAXES[uid].lossless or bool(coding.reversible)
     precision = coding.precision or coding.bits_stored
     levels = 5 if coding.levels is None else coding.levels
