@@ -224,6 +224,67 @@ def _inspect(parsed: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+# ---------------------------------------------------------------- verify
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", help="a folder of DICOM files, one file, a list (.txt), or a CSV")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=20,
+        metavar="INT",
+        help="files to verify, spread evenly over the sorted inputs; 0 for all",
+    )
+    parser.add_argument(
+        "--size",
+        type=_size,
+        default="1024x512",
+        metavar="ROWSxCOLUMNS",
+        help="rows and columns of the images that are compared",
+    )
+    parser.add_argument(
+        "--reencode",
+        action="store_true",
+        help="write the pixels in every lossless syntax too, and prove that images are identical",
+    )
+    parser.add_argument(
+        "--picture", default=None, metavar="DIR", help="write a picture of each difference there"
+    )
+    parser.add_argument(
+        "--image-root", default=None, metavar="DIR", help="folder that a list or CSV starts from"
+    )
+    parser.add_argument(
+        "--path-column", default=None, metavar="TEXT", help="CSV column with the path"
+    )
+    parser.add_argument(
+        "--follow-links", action="store_true", help="follow links that lead out of SRC"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def _verify(parsed: argparse.Namespace) -> int:
+    from fastmammo.report.verify import verify
+
+    def progress(done: int, total: int, path: str) -> None:
+        print(f"verifying {done + 1}/{total}: {path}", file=sys.stderr, flush=True)
+
+    found = verify(
+        parsed.src,
+        limit=parsed.limit,
+        size=parsed.size,
+        reencode=parsed.reencode,
+        picture=parsed.picture,
+        image_root=parsed.image_root,
+        path_column=parsed.path_column,
+        follow_links=parsed.follow_links,
+        progress=None if parsed.quiet else progress,
+    )
+    print(json.dumps(found.to_dict(), indent=2) if parsed.json else found.text())
+    return found.exit_code
+
+
 # ---------------------------------------------------------------- doctor
 
 
@@ -272,6 +333,7 @@ def _demo(parsed: argparse.Namespace) -> int:
 VERBS: dict[str, tuple[str, Any, Any]] = {
     "convert": ("Convert a folder of mammogram DICOMs to images.", _add_convert, _convert),
     "inspect": ("Show a file's facts, its codestream and the plan for it.", _add_inspect, _inspect),
+    "verify": ("Prove on your files that every route gives the same.", _add_verify, _verify),
     "doctor": ("Say what this machine can decode, and why not the rest.", _add_doctor, _doctor),
     "demo": ("Make phantom mammograms, convert them, show a contact sheet.", _add_demo, _demo),
 }

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fastmammo.cli import main
-from fastmammo.testing import phantom, write_dataset, write_dicom
+from fastmammo.testing import can_encode, phantom, write_dataset, write_dicom
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("verb", [[], ["convert"], ["inspect"], ["doctor"], ["demo"]])
+@pytest.mark.parametrize("verb", [[], ["convert"], ["inspect"], ["verify"], ["doctor"], ["demo"]])
 def test_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*verb, "--help"])
@@ -115,7 +115,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert len(found["table"]) == 16
     lossless = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.4.201")
-    for uid in lossless:
+    for uid in filter(can_encode, lossless):
         assert found["table"][uid][found["chosen"][uid]] == "exact"
     assert main(["doctor"]) == 0
     assert "openjpeg*: exact" in capsys.readouterr().out

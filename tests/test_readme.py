@@ -37,7 +37,7 @@ def test_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files(tmp_path)
     monkeypatch.chdir(tmp_path)
     lines = [line for line in block("shell").splitlines() if line.strip()]
-    assert len(lines) == 3
+    assert len(lines) == 4
     for line in lines:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "fastmammo"
