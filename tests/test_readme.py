@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,16 @@ def test_the_table_is_what_doctor_prints() -> None:
     for shown, found in zip(there, here, strict=True):
         if "not tried" not in found:  # HTJ2K, where its encoder is not installed
             assert cells(shown) == cells(found)
+
+
+def test_the_measured_tables_are_the_committed_results() -> None:
+    table = re.search(r"<!-- table: results -->\n(.*?)\n<!-- end of results -->", README, re.S)
+    assert table
+    script = ROOT / "bench" / "table.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert table.group(1).strip() == done.stdout.strip()
 
 
 def test_version() -> None:

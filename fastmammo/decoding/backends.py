@@ -41,7 +41,7 @@ BACKENDS: Mapping[str, Backend] = {
 }
 
 PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
-    # (format, device) → backends, the fastest first; figures in bench/results/decode.
+    # (format, device) → backends, the fastest first; figures in bench/results/decode.json.
     ("raw", "cpu"): ("numpy",),
     ("rle", "cpu"): ("imagecodecs",),
     ("jpeg", "cpu"): ("imagecodecs", "pylibjpeg"),
