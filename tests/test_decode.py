@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import patched
 
 from fastmammo.decoding import BACKENDS, FrameDecoder, choose, decode
 from fastmammo.dicom import Codestream, Frame, read
@@ -216,7 +217,7 @@ def test_values_beyond_bits_stored_are_kept_and_told() -> None:
     values = np.full((64, 64), 100, np.uint16)
     values[10:50, 10:50] = 12000
     m = read(write_dicom(values, bits_stored=16))
-    m = read(_patched(write_dicom(values, bits_stored=16), BitsStored=12, HighBit=11))
+    m = read(patched(write_dicom(values, bits_stored=16), BitsStored=12, HighBit=11))
     decoder = FrameDecoder(m)
     assert decoder.at(0).max() == 12000
     assert decoder.beyond_range
@@ -225,25 +226,16 @@ def test_values_beyond_bits_stored_are_kept_and_told() -> None:
     assert coarse.beyond_range
 
 
-def _patched(data: bytes, **values: object) -> bytes:
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    for name, value in values.items():
-        setattr(dataset, name, value)
-    out = io.BytesIO()
-    dataset.save_as(out)
-    return out.getvalue()
-
-
 def test_sign_mismatches(pixels: np.ndarray) -> None:
     signed = pixels.astype(np.int16) - 2048
     # A signed codestream under an unsigned header: the codestream's sign counts.
-    m = read(_patched(write_dicom(signed), PixelRepresentation=0))
+    m = read(patched(write_dicom(signed), PixelRepresentation=0))
     decoder = FrameDecoder(m)
     assert np.array_equal(decoder.at(0), signed)
     assert decoder.codec_levels == 0
     assert "the codestream is signed" in decoder.notes[0]
     # An unsigned codestream under a signed header: two's complement patterns.
-    m = read(_patched(write_dicom((signed & 0xFFF).astype(np.uint16)), PixelRepresentation=1))
+    m = read(patched(write_dicom((signed & 0xFFF).astype(np.uint16)), PixelRepresentation=1))
     decoder = FrameDecoder(m)
     assert np.array_equal(decoder.at(0), signed)
     assert "two's complement of 12 bits" in decoder.notes[0]
@@ -253,7 +245,7 @@ def test_native_high_bit_and_overlay_bits() -> None:
     values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 60
     uid = "1.2.840.10008.1.2.1"
     left = write_dicom(values << 4, transfer_syntax_uid=uid, bits_stored=16)
-    m = read(_patched(left, BitsStored=12, HighBit=15))
+    m = read(patched(left, BitsStored=12, HighBit=15))
     assert np.array_equal(decode(m), values)
     overlaid = write_dicom(values | 0x8000, transfer_syntax_uid=uid, bits_stored=16)
     dataset = pydicom.dcmread(io.BytesIO(overlaid))
@@ -267,18 +259,18 @@ def test_native_high_bit_and_overlay_bits() -> None:
 def test_refusals(pixels: np.ndarray) -> None:
     plain = write_dicom(pixels)
     with pytest.raises(MismatchError, match=r"codestream is 301 x 233 .* say 301 x 200"):
-        decode(read(_patched(plain, Columns=200)))
+        decode(read(patched(plain, Columns=200)))
     with pytest.raises(SizeBombError, match=r"the DICOM header claims 60000 x 60000 = 3600000000"):
-        decode(read(_patched(plain, Rows=60000, Columns=60000)))
+        decode(read(patched(plain, Rows=60000, Columns=60000)))
     with pytest.raises(SizeBombError, match=r"the limit is 100 \(max_pixels\)"):
         decode(read(plain), max_pixels=100)
-    deep = _patched(plain, BitsAllocated=8, BitsStored=8, HighBit=7)
+    deep = patched(plain, BitsAllocated=8, BitsStored=8, HighBit=7)
     with pytest.raises(MismatchError, match=r"12 bits a sample, Bits Allocated .* is 8"):
         decode(read(deep))
     with pytest.raises(UnsupportedImageError, match="is RGB with 1 sample"):
-        decode(read(_patched(plain, PhotometricInterpretation="RGB")))
+        decode(read(patched(plain, PhotometricInterpretation="RGB")))
     with pytest.raises(UnsupportedImageError, match=r"Bits Allocated \(0028,0100\) is 32"):
-        decode(read(_patched(plain, BitsAllocated=32)))
+        decode(read(patched(plain, BitsAllocated=32)))
     with pytest.raises(ConfigError, match="level 13: allowed are whole numbers 0 to 12"):
         decode(read(plain), level=13)
     with pytest.raises(ConfigError, match=r"level 1\.5: allowed"):
@@ -298,7 +290,7 @@ def test_gigabytes_claimed_in_kilobytes(pixels: np.ndarray) -> None:
         data = write_dicom(values, transfer_syntax_uid=f"{J}.{syntax}", bits_stored=8)
         sof = data.index(b"\xff\xc3" if syntax == "70" else b"\xff\xc0")
         size = (11000).to_bytes(2, "big") * 2
-        bomb = _patched(data[: sof + 5] + size + data[sof + 9 :], Rows=11000, Columns=11000)
+        bomb = patched(data[: sof + 5] + size + data[sof + 9 :], Rows=11000, Columns=11000)
         with pytest.raises(SizeBombError, match=r"claims 11000 x 11000 pixels in \d+ bytes"):
             decode(read(bomb))
 

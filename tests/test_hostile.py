@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import patched
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -33,15 +34,6 @@ if TYPE_CHECKING:
 
 J = "1.2.840.10008.1.2.4"
 EXPLICIT = "1.2.840.10008.1.2.1"
-
-
-def patched(data: bytes, **values: object) -> bytes:
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    for name, value in values.items():
-        setattr(dataset, name, value)
-    out = io.BytesIO()
-    dataset.save_as(out)
-    return out.getvalue()
 
 
 def with_frame(m: Mammogram, data: bytes) -> Mammogram:

@@ -159,7 +159,7 @@ def process(
         message = "the file needs more memory than a worker may take: see memory_limit_mb"
         # A library that was refused memory half-way may be in any state: a new worker goes on.
         return reply | _ended("failed", "out of memory", message, task) | {"ending": True}
-    except Exception as error:  # a defect of ours costs its file, not the run: DESIGN, property 4
+    except Exception as error:  # a defect of ours costs its file, not the run
         reply |= _ended("failed", "internal error", f"{type(error).__name__}: {error}", task)
         reply["traceback"] = traceback.format_exc()
         return reply

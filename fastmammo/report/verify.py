@@ -245,7 +245,7 @@ def _verify_file(
         return FileResult(each.path, "failed", error.reason, str(error), **facts)
     except OSError:
         raise  # the file has been read: it is the picture that cannot be written
-    except Exception as error:  # a defect of ours costs its file, not the run: DESIGN, property 4
+    except Exception as error:  # a defect of ours costs its file, not the run
         message = f"{type(error).__name__}: {error}"
         return FileResult(each.path, "failed", "internal error", message, **facts)
     status = "differs" if any(result.wrong for result in results) else "ok"
