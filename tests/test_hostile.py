@@ -26,7 +26,8 @@ from fastmammo.errors import (
     ReadError,
     SizeBombError,
 )
-from fastmammo.preprocess import Preprocessor, apply_voi
+from fastmammo.preprocess import Config, Preprocessor, apply_voi
+from fastmammo.report.facts import facts
 from fastmammo.testing import encode, phantom, write_dicom
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def test_bytes_in_big_endian_words() -> None:
     assert np.array_equal(decode(m), values)
 
 
-def test_each_frame_has_its_own_window() -> None:
+def test_each_frame_has_its_own_window(tmp_path: Path) -> None:
     frames = np.stack([phantom(64, 48, seed=i).pixels for i in range(2)])
 
     def group(center: float, width: float) -> Dataset:
@@ -204,6 +205,9 @@ def test_each_frame_has_its_own_window() -> None:
     image = Preprocessor(size=(64, 48), crop="none", frame=1, workers=1).prepare(data).image
     wanted = apply_voi(frames[1], read(data, frame=1), bits=8)
     assert np.array_equal(image, wanted)
+    path = tmp_path / "two.dcm"
+    path.write_bytes(data)
+    assert facts(str(path), Config(frame=1))["header"]["window_center"] == (2000.0,)
 
 
 def test_a_negative_slope_is_seen_by_the_breast_finder() -> None:

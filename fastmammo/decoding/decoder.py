@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +59,6 @@ class FrameDecoder:
         self.mammogram = mammogram
         self.frame = frame
         self.threads = threads
-        self.seconds = 0.0
         try:
             _require_grey(mammogram)
             self.codestream = mammogram.codestream(frame)
@@ -104,14 +102,11 @@ class FrameDecoder:
         if not isinstance(level, int) or not 0 <= level <= MAX_LEVEL:
             raise ConfigError(f"level {level}: allowed are whole numbers 0 to {MAX_LEVEL}")
         if level not in self._levels:
-            start = time.perf_counter()
             try:
                 self._levels[level] = self._make(level)
             except FastMammoError as error:
                 error.path, error.frame = self.mammogram.path, self.frame
                 raise
-            finally:
-                self.seconds += time.perf_counter() - start
         return self._levels[level]
 
     def _make(self, level: int) -> NDArray[Any]:

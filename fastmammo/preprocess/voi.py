@@ -139,14 +139,17 @@ def resampling_table(
         uint16 (last - first + 1,).
     """
     choice = WindowChoice.parse(window)
-    fine, coarse = (
-        voi_table(mammogram, first=first, last=last, window=choice, bits=b, extremes=extremes)
-        for b in (16, bits)
-    )
-    entries = fine.values.astype(np.int32)
-    if bits == 8:
-        middle = coarse.values.astype(np.int32) * 257
-        entries = np.clip(entries, middle - 128, middle + 128)
+
+    def outputs(b: int) -> NDArray[np.uint16]:
+        return voi_table(
+            mammogram, first=first, last=last, window=choice, bits=b, extremes=extremes
+        ).values
+
+    if bits == 16:
+        return np.array(outputs(16))
+    middle = outputs(bits).astype(np.int32) * 257
+    entries: NDArray[np.int32] = outputs(16).astype(np.int32)
+    entries = np.clip(entries, middle - 128, middle + 128)
     return entries.astype(np.uint16)
 
 

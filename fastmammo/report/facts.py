@@ -23,7 +23,7 @@ def facts(path: str, config: Config, *, picture: str | None = None) -> dict[str,
     """
     found: dict[str, Any] = {"path": path}
     try:
-        mammogram = read(path)
+        mammogram = read(path, frame=config.frame)
         found["header"] = _header(mammogram)
         codestream = mammogram.codestream(config.frame)
         found["codestream"] = _codestream(codestream)
