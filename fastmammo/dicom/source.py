@@ -95,7 +95,8 @@ def parse_header(data: bytes | memoryview) -> tuple[Dataset, memoryview, int]:
     view = memoryview(data)
     preamble = bytes(view[128:132]) == b"DICM"
     try:
-        stream = BytesIO(view)
+        # bytes are shared, a view would be copied: as many bytes as the file has
+        stream = BytesIO(data if isinstance(data, bytes) else view)
         if preamble:
             stream.seek(132)
             meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, n: tag >> 16 != 2)

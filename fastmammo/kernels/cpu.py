@@ -131,36 +131,51 @@ def resample(
         out: uint8 or uint16 (len(row_taps), len(column_taps)), written in place.
         mirror: whether output columns run from right to left.
     """
-    starts, counts, weights = row_taps
-    _resample(pixels, first, table, starts, counts, weights, *column_taps, out, mirror)
+    shades = _every_value(pixels.dtype, first, table)
+    unsigned = pixels.view(f"uint{8 * pixels.itemsize}")
+    column_starts, _, column_weights = column_taps
+    _resample(unsigned, shades, *row_taps, column_starts, column_weights, out, mirror)
+
+
+def _every_value(
+    dtype: np.dtype[np.generic], first: int, table: NDArray[np.uint16]
+) -> NDArray[np.uint16]:
+    """Return the table over every bit pattern of `dtype`: no index has to be clamped."""
+    size = 1 << (8 * dtype.itemsize)
+    lowest = -(size >> 1) if dtype.kind == "i" else 0
+    start = first - lowest
+    shades = np.empty(size, np.uint16)
+    shades[: max(start, 0)] = table[0]
+    shades[max(start, 0) : start + table.size] = table[max(-start, 0) : size - start]
+    shades[start + table.size :] = table[-1]
+    return np.roll(shades, lowest)
 
 
 @njit
 def _resample(  # type: ignore[no-untyped-def]
-    pixels, first, table, ys, yn, yw, xs, xn, xw, out, mirror
+    pixels, shades, ys, yn, yw, xs, xw, out, mirror
 ):
     height, width = out.shape
+    reach = xw.shape[1]  # taps of a column; those it does not need weigh 0
     left = xs[0]
     right = left
     for j in range(width):
-        right = max(right, xs[j] + xn[j])
+        right = max(right, xs[j])
+    right = min(right + reach, pixels.shape[1])
     span = right - left
-    top = np.int32(table.size - 1)
-    offset = np.int32(first)
     lines = yw.shape[1] + 1
     ring = np.empty((lines, span), np.uint16)  # looked-up source rows, each row once
-    column = np.empty(span, np.uint32)
+    column = np.zeros(span + reach, np.uint32)
     done = np.int64(ys[0])
     eight = out.itemsize == 1
     for i in range(height):
         stop = np.int64(ys[i]) + yn[i]
         done = max(done, np.int64(ys[i]))
         while done < stop:
-            source = pixels[done]
+            source = pixels[done, left:right]
             line = ring[done % lines]
             for k in range(span):
-                index = np.int32(source[left + k]) - offset
-                line[k] = table[min(max(index, np.int32(0)), top)]
+                line[k] = shades[source[k]]
             done += 1
         # 65535 * 2^16 < 2^32: the vertical sums are exact in 32 bits.
         for t in range(yn[i]):
@@ -173,13 +188,14 @@ def _resample(  # type: ignore[no-untyped-def]
                 for k in range(span):
                     column[k] = np.uint32(column[k] + np.uint32(weight * np.uint32(line[k])))
         for j in range(width):
-            base = xs[j] - left
-            total = np.int64(0)
-            for t in range(xn[j]):
-                total += np.int64(column[base + t]) * np.int64(xw[j, t])
+            base = np.uint64(xs[j] - left)
+            total = np.uint64(0)
+            for t in range(reach):
+                total += np.uint64(column[base + np.uint64(t)]) * np.uint64(xw[j, t])
             at = width - 1 - j if mirror else j
             if eight:
                 # floor(floor(a / 2^32) / 257) = floor(a / (2^32 * 257)): still one rounding
-                out[i, at] = ((total + (np.int64(257) << 31)) >> 32) // 257
+                half = np.uint64(257) << np.uint64(31)
+                out[i, at] = ((total + half) >> np.uint64(32)) // np.uint64(257)
             else:
-                out[i, at] = (total + (np.int64(1) << 31)) >> 32
+                out[i, at] = (total + (np.uint64(1) << np.uint64(31))) >> np.uint64(32)
