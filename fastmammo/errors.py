@@ -12,9 +12,14 @@
     │   ├── BackendUnavailableError (ImportError)   one could; says what to install
     │   ├── SizeBombError                   the header claims more than the bytes can hold
     │   ├── MismatchError                   codestream and DICOM header contradict each other
-    │   └── CorruptCodestreamError          the codec refused it; carries the codec's own words
+    │   ├── CorruptCodestreamError          the codec refused it; carries the codec's own words
+    │   └── DeviceError                     the GPU, or its driver, failed: not the file's fault
+    │       └── DeviceMemoryError           its memory does not suffice for the frame
     ├── PreprocessError                     stored values did not become an image
-    │   └── WindowError                     the window asked for is not in the file
+    │   ├── WindowError                     the window asked for is not in the file
+    │   ├── NoPixelSpacingError             a spacing in mm is asked for, the header tells none
+    │   └── DoesNotFitError                 at the spacing asked for it is larger than the output
+    ├── FilteredError                       not what the filters ask for: `convert` skips it
     ├── ConvertError                        a bulk run cannot start or go on
     │   ├── OutputCollisionError            two inputs would give one output name
     │   └── WorkerError                     a worker process died or ran out of time on a file
@@ -98,12 +103,39 @@ class CorruptCodestreamError(DecodeError):
     """The codec, or the reading of the codestream's own header, refused the bytes."""
 
 
+class DeviceError(DecodeError):
+    """The GPU or its driver failed: no fault of the file, and maybe the end of this process's GPU.
+
+    After most CUDA errors nothing more can be done on that device in the same process.
+    """
+
+
+class DeviceMemoryError(DeviceError):
+    """The device's memory does not suffice for the frame."""
+
+
 class PreprocessError(FastMammoError):
     """Stored values did not become an image."""
 
 
 class WindowError(PreprocessError):
     """The window or VOI LUT that was asked for is not in the file."""
+
+
+class NoPixelSpacingError(PreprocessError):
+    """The output is to have a spacing in mm, and the header does not tell that of its pixels."""
+
+
+class DoesNotFitError(PreprocessError):
+    """At the spacing in mm that was asked for, the image needs more pixels than the output has."""
+
+
+class FilteredError(FastMammoError):
+    """The header does not say what the filters of a bulk run ask for; `facts` is what it says."""
+
+    def __init__(self, message: str, facts: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.facts = facts or {}
 
 
 class ConvertError(FastMammoError):

@@ -1,8 +1,9 @@
 """A stand-in for the preprocessor that obeys its input, and a run that is killed at a chosen point.
 
 The input's bytes say what happens: "DICM" makes an image of noise from their digest, and further
-words make it hang, abort, wait, kill and so on. As a program it runs `convert` for tests that kill
-it: SRC DST FORMAT [POINT COUNT].
+words make it hang, abort, wait, kill and so on, or say what the header holds: view:CC, side:L,
+modifiers:spot_compression, intent:FOR_PRESENTATION, maker:ACME. As a program it runs `convert` for
+tests that kill it: SRC DST FORMAT [POINT COUNT [OPTIONS]], OPTIONS as JSON.
 """
 
 from __future__ import annotations
@@ -22,9 +23,26 @@ import numpy as np
 
 from fastmammo.errors import CorruptCodestreamError, NotDicomError
 from fastmammo.preprocess import Config
+from fastmammo.preprocess.geometry import EDGES
 
 PREPROCESSOR = "convert_standin:StandIn"
 SIZE = (24, 16)
+
+
+FACTS = {
+    "laterality": "side",
+    "view_position": "view",
+    "view_modifiers": "modifiers",
+    "manufacturer": "maker",
+    "presentation_intent_type": "intent",
+}
+
+
+def facts(data: bytes) -> dict[str, str]:
+    """Return what the words of an input say of its header."""
+    words = dict(word.partition(":")[::2] for word in data.decode().split()[1:])
+    named = {name: words.get(word, "").replace("_", " ") for name, word in FACTS.items()}
+    return {"sop_instance_uid": hashlib.sha256(data).hexdigest()[:8], **named}
 
 
 @dataclass
@@ -50,7 +68,24 @@ class StandIn:
         seed = int(hashlib.sha256(data).hexdigest()[:8], 16)
         kind = np.uint8 if self.config.bits == 8 else np.uint16
         noise = np.random.default_rng(seed).integers(0, 1 << self.config.bits, self.config.size)
-        return Image(noise.astype(kind), {"level": np.int64(1), "rule": "window 0", "share": 0.1})
+        record = {"level": np.int64(1), "rule": "window 0", "share": 0.1}
+        return Image(noise.astype(kind), record | facts(data) | self.geometry())
+
+    def facts(self, path: str) -> dict[str, str] | None:
+        data = Path(path).read_bytes()
+        return facts(data) if b"DICM" in data else None
+
+    def geometry(self) -> dict[str, Any]:
+        """A crop of a frame of 100 x 80, mirrored, in the output's lower half."""
+        rows, columns = self.config.size
+        boxes = {"box": (10, 0, 90, 60), "placed": (rows // 2, 0, rows, columns)}
+        edges = {
+            f"{part}_{edge}": value
+            for part, box in boxes.items()
+            for edge, value in zip(EDGES, box, strict=True)
+        }
+        spacing = {"row_spacing_mm": "", "column_spacing_mm": ""}
+        return {"rows": 100, "columns": 80, "mirrored": 1, **edges, **spacing}
 
     def do_broken(self, path: str, _: str) -> None:
         raise CorruptCodestreamError(f"{path}: frame 0: no end of codestream")
@@ -170,7 +205,8 @@ def main() -> int:
     src, dst, kind, *point = sys.argv[1:]
     if point:
         kill_at(point[0], int(point[1]))
-    options = ConvertOptions(format=kind, workers=2)
+    settings = json.loads(point[2]) if len(point) > 2 else {}
+    options = ConvertOptions(format=kind, workers=2, **settings)
     summary = convert(
         src, dst, config=Config(size=SIZE), options=options, preprocessor=PREPROCESSOR
     )

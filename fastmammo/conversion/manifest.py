@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fastmammo.conversion.inputs import Input
     from fastmammo.conversion.journal import Journal
+    from fastmammo.conversion.results import Results
 
 COLUMNS = (
     "path",
@@ -38,10 +39,10 @@ _CODECS = ("numpy", "numba", "pydicom", "imagecodecs", "pylibjpeg", "pylibjpeg-o
 def write_tables(
     dst: str,
     inputs: Sequence[Input],
-    journal: Journal,
+    results: Results,
     row: Callable[[str], int | None],
 ) -> None:
-    """Write manifest.csv and timings.csv, sorted by path, from the journal's entries.
+    """Write manifest.csv and timings.csv, sorted by path, from what became of the inputs.
 
     The manifest has one row for each input that is done. It depends on the inputs and settings
     alone, not on the order of the work or on an interruption: times go to a file of their own.
@@ -53,14 +54,14 @@ def write_tables(
     record_columns = dict.fromkeys(RECORD_COLUMNS)
     stages = dict.fromkeys((*STAGES, "encode", "write", "total"))
     for each in inputs:
-        entry = journal.get(each.path)
+        entry = results.get(each.path)
         if entry is not None:
             record_columns.update(dict.fromkeys(entry.get("record", ())))
             stages.update(dict.fromkeys(entry.get("seconds", ())))
 
     def manifest() -> Iterator[dict[str, Any]]:
         for each in inputs:
-            entry = journal.get(each.path)
+            entry = results.get(each.path)
             if entry is None:
                 continue
             place = row(each.path) if entry["status"] == "ok" else None
@@ -83,19 +84,21 @@ def write_tables(
 
     def timings() -> Iterator[dict[str, Any]]:
         for each in inputs:
-            entry = journal.get(each.path)
+            entry = results.get(each.path)
             if entry is not None and "seconds" in entry:
                 seconds = {name: f"{value:.6f}" for name, value in entry["seconds"].items()}
                 yield {"path": each.path, **seconds}
 
     added = [name for name in record_columns if name not in COLUMNS]
-    _write_csv(dst, "manifest.csv", [*COLUMNS, *added], manifest(), journal)
-    _write_csv(dst, "timings.csv", ["path", *stages], timings(), journal)
+    partial_folder = results.journal.partial_folder
+    write_csv(dst, "manifest.csv", [*COLUMNS, *added], manifest(), partial_folder)
+    write_csv(dst, "timings.csv", ["path", *stages], timings(), partial_folder)
 
 
-def _write_csv(
-    dst: str, name: str, columns: list[str], rows: Iterator[dict[str, Any]], journal: Journal
+def write_csv(
+    dst: str, name: str, columns: list[str], rows: Iterator[dict[str, Any]], partial_folder: str
 ) -> None:
+    """Write a table into DST, whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -114,7 +117,7 @@ def _write_csv(
         text.truncate()
         return data
 
-    partial = os.path.join(journal.partial_folder, name)
+    partial = os.path.join(partial_folder, name)
     write_atomic(os.path.join(dst, name), chunks(), partial)
 
 

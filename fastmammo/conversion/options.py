@@ -6,17 +6,24 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from fastmammo.conversion.filters import SCREENING, VIEW_NAMES, Filters
+from fastmammo.dicom.attributes import MODIFIERS
 from fastmammo.errors import ConfigError
 
 
-def _option(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """Declare a field with its help line and its allowed values: the CLI reads both."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), **cli: Any) -> Any:
+    """Declare a field with its help line and its allowed values: the CLI reads both.
+
+    `cli` is for the command line, where the default does not tell: metavar.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, **cli})
 
 
 def _is_number(value: Any, *kinds: type) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
+
+_FILTERS = tuple(each.name for each in fields(Filters))
 
 _LEAST_MEMORY_MB = 1024
 """Measured: 0.3 GiB of address space for the libraries alone, 0.7 GiB for 5355 x 4915 pixels."""
@@ -58,6 +65,31 @@ class ConvertOptions:
         False, "follow links to folders, and links to files outside of SRC"
     )
     fail_fast: bool = _option(False, "end the run at the first file that fails")
+    screening_views: bool = _option(
+        False, "convert standard screening views only: as --view CC,MLO --view-modifiers none"
+    )
+    view: str | None = _option(
+        None, f"convert these views only, as CC,MLO; allowed are {', '.join(VIEW_NAMES)}"
+    )
+    view_modifiers: str | None = _option(
+        None,
+        "view modifiers that may occur (none: views without one), or that may not, as 'not spot "
+        f"compression,not magnification'; allowed are none, {', '.join(MODIFIERS)}",
+    )
+    presentation_intent: str | None = _option(
+        None, "convert only images FOR PRESENTATION or only FOR PROCESSING (or short: presentation)"
+    )
+    laterality: str | None = _option(None, "convert these sides only: L, R or B")
+    manufacturer: str | None = _option(
+        None, "convert only what a maker's name has a part of, in any case, as hologic,siemens"
+    )
+    boxes: str | None = _option(
+        None,
+        "CSV of lesion boxes in pixels of the DICOMs (row0, column0, row1, column1; x0, y0, x1, "
+        "y1; or xmin, ymin, xmax, ymax), joined by path, sop_instance_uid or image_id: mapped to "
+        "the outputs in boxes.csv",
+        metavar="CSV",
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -66,6 +98,13 @@ class ConvertOptions:
                 raise ConfigError(f"{each.name}: got {value!r}, allowed are {', '.join(choices)}")
         if not _is_number(self.workers, int) or not 0 <= self.workers <= 1024:
             raise ConfigError(f"workers: got {self.workers!r}, wanted a whole number 0 to 1024")
+        filters = Filters(**{name: getattr(self, name) for name in _FILTERS})
+        for name, value in filters.to_dict().items():
+            object.__setattr__(self, name, value)
+        if self.boxes is not None:
+            object.__setattr__(self, "boxes", os.fspath(self.boxes))
+            if not self.boxes:
+                raise ConfigError("boxes: got an empty path, wanted a CSV, or None")
         # NaN is neither more nor less: it would be no limit at all
         if not _is_number(self.timeout_seconds, int, float) or not self.timeout_seconds > 0:
             raise ConfigError(
@@ -77,6 +116,13 @@ class ConvertOptions:
                 f"memory_limit_mb: got {limit!r}, wanted 0 (no limit), or a whole number from "
                 f"{_LEAST_MEMORY_MB}: less does not hold one large image"
             )
+
+    @property
+    def filters(self) -> tuple[Filters, ...]:
+        """What a file's header must say: all of these, none where there is nothing to ask."""
+        own = Filters(**{name: getattr(self, name) for name in _FILTERS})
+        chosen = (own, SCREENING) if self.screening_views else (own,)
+        return tuple(each for each in chosen if each)
 
     def worker_count(self, files: int) -> int:
         """Return how many processes to start for so many files: never more than files."""

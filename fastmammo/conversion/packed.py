@@ -93,6 +93,11 @@ class Packed:
         except OSError:
             return False
 
+    def holds(self, items: Sequence[tuple[str, str]]) -> bool:
+        """Whether images.npy is made of these (path, output name) already, in this order."""
+        order = [path for path, _ in items]
+        return self._order == order and len(self._rows) == len(order) and self._exists()
+
     def gather(self, items: Sequence[tuple[str, str]], stopped: Callable[[], bool]) -> None:
         """Write images.npy from the (path, output name) of every finished image, in order.
 
@@ -105,7 +110,7 @@ class Packed:
             OSError: the disk is full.
         """
         order = [path for path, _ in items]
-        if not (self._order == order and len(self._rows) == len(order) and self._exists()):
+        if not self.holds(items):
             partial = os.path.join(self._journal.partial_folder, NAME)
             if not self._write(partial, items, stopped):
                 return

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastmammo.conversion.packed import NAME
+from fastmammo.conversion.results import FILTERED
 from fastmammo.conversion.worker import OF_THE_RUN, sha256, unreadable
 from fastmammo.errors import NotDicomError
 
@@ -17,21 +18,28 @@ if TYPE_CHECKING:
     from fastmammo.conversion.inputs import Input
     from fastmammo.conversion.journal import Entry, Journal
     from fastmammo.conversion.packed import Packed
+    from fastmammo.conversion.results import Results
     from fastmammo.conversion.worker import Message
 
 
 @dataclass
 class Plan:
     """What a run has to do. An earlier result counts while settings, input and output are as they
-    were; failed files are tried again."""
+    were; failed files are tried again. Other filters alone make nothing again: what they leave out
+    keeps its entry and its output."""
 
     dst: str
-    journal: Journal
+    results: Results
     packed: Packed | None
     settings: str
     by_content: bool
     todo: list[Input] = field(default_factory=list)
     kept: int = 0
+
+    @property
+    def journal(self) -> Journal:
+        return self.results.journal
+
     again: dict[str, int] = field(default_factory=dict)
     """How many files with an earlier result are done again, by cause."""
 
@@ -61,8 +69,8 @@ class Plan:
         return settled
 
     def orphans(self, inputs: Sequence[Input]) -> list[str]:
-        """Return the outputs in DST, sorted, whose inputs are no longer among `inputs`."""
-        current = {each.path for each in inputs}
+        """Return the outputs in DST, sorted, whose inputs are gone, or left out by the filters."""
+        current = {each.path for each in inputs if not self._filtered(each.path)}
         found = set()
         for path in self.journal.paths():
             if path not in current:
@@ -70,7 +78,12 @@ class Plan:
                 if output and output != NAME and os.path.exists(os.path.join(self.dst, output)):
                     found.add(output)
         # another input may have taken the name: "x" that of "x.dcm"
-        return sorted(found - {self.output(each) for each in inputs})
+        return sorted(found - {self.output(each) for each in inputs if each.path in current})
+
+    def _filtered(self, path: str) -> bool:
+        if not self.results.filters:
+            return False
+        return (self.results.get(path) or {}).get("reason") == FILTERED
 
     def output(self, each: Input) -> str:
         """Return the manifest's output column: the path in DST."""
@@ -121,7 +134,10 @@ class Plan:
             return "settings changed"
         if self._input_changed(each, earlier):
             return "input changed"
-        if earlier["status"] == "ok" and self._lost(each, earlier):
+        seen = self.results.seen(earlier)
+        if seen is None:
+            return "no longer filtered"
+        if seen["status"] == "ok" and self._lost(each, earlier):
             return "output missing or changed"
         return ""
 
@@ -167,11 +183,3 @@ def remove(path: str) -> None:
     except OSError as error:
         if error.errno in OF_THE_RUN and not isinstance(error, FileNotFoundError):
             raise
-
-
-def tally(inputs: Sequence[Input], journal: Journal) -> Iterator[tuple[str, str]]:
-    """Yield (status, reason) of every input that is done."""
-    for each in inputs:
-        entry = journal.get(each.path)
-        if entry is not None:
-            yield entry["status"], entry.get("reason", "")

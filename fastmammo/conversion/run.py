@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from fastmammo.conversion.inputs import Input, find_inputs
 from fastmammo.conversion.journal import Journal
+from fastmammo.conversion.lesions import Boxes, drop_boxes, read_boxes
 from fastmammo.conversion.manifest import write_config, write_tables
 from fastmammo.conversion.options import ConvertOptions
 from fastmammo.conversion.packed import Packed
-from fastmammo.conversion.plan import Plan, remove, tally
+from fastmammo.conversion.plan import Plan, remove
 from fastmammo.conversion.pool import Pool, watch_signals
+from fastmammo.conversion.results import Results
 from fastmammo.conversion.summary import Summary, describe
 from fastmammo.errors import ConvertError
 
@@ -48,10 +50,11 @@ def convert(
 ) -> Summary:
     """Convert every mammogram of SRC into DST, and go on where an earlier run stopped.
 
-    DST gets one PNG a file (or `images.npy`), manifest.csv with one row a file, timings.csv and
-    config.json. A file that fails is a row with its reason; outputs appear whole or not at all; a
-    second run keeps what is done, unless settings, the input or the output have changed. SIGINT or
-    SIGTERM ends the run after the files in hand; a second one at once.
+    DST gets one PNG a file (or `images.npy`), manifest.csv with one row a file, timings.csv,
+    config.json, and boxes.csv where a table of lesion boxes is given. A file that fails is a row
+    with its reason; outputs appear whole or not at all; a second run keeps what is done, unless
+    settings, the input or the output have changed. SIGINT or SIGTERM ends the run after the files
+    in hand; a second one at once.
 
     Args:
         src: a folder, a DICOM file, a list (.txt) or a CSV: see `find_inputs`.
@@ -63,7 +66,7 @@ def convert(
         preprocessor: "module:class" of what prepares an image, imported by each worker.
 
     Raises:
-        ConfigError: a setting is not allowed.
+        ConfigError: a setting is not allowed, or the table of boxes is of no use.
         ConvertError: the run cannot start or go on: SRC is empty, DST is in use by another run,
             cannot be written or is full; with `fail_fast`, a file failed. What is done stays done.
         WorkerError: no worker process can be started.
@@ -84,6 +87,14 @@ def convert(
         path_column=options.path_column,
         follow_links=options.follow_links,
     )
+    boxes = None
+    if options.boxes is not None:
+        boxes = read_boxes(
+            options.boxes,
+            destination,
+            image_root=options.image_root,
+            path_column=options.path_column,
+        )
     try:
         os.makedirs(destination, exist_ok=True)
         journal = Journal(destination)
@@ -92,7 +103,7 @@ def convert(
             f"cannot write to DST {destination}: {error.strerror}. Choose another folder"
         ) from error
     with journal:
-        run = _Run(inputs, destination, config, options, journal, preprocessor)
+        run = _Run(inputs, destination, config, options, journal, preprocessor, boxes)
         try:
             return run.go(os.fspath(src), progress, note)
         except OSError as error:
@@ -113,8 +124,11 @@ class _Run:
         options: ConvertOptions,
         journal: Journal,
         preprocessor: str,
+        boxes: Boxes | None,
     ) -> None:
         self.start = time.monotonic()
+        self.boxes = boxes
+        self.box_outcomes: dict[str, int] = {}
         self.inputs, self.dst, self.config, self.options = inputs, dst, config, options
         self.journal = journal
         self.preprocessor = preprocessor
@@ -124,7 +138,8 @@ class _Run:
         text = f"{config.digest()} {options.format} {preprocessor}"
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:16]
         by_content = options.compare == "content"
-        self.plan = Plan(dst, journal, self.packed, self.settings, by_content)
+        self.results = Results(journal, options.filters)
+        self.plan = Plan(dst, self.results, self.packed, self.settings, by_content)
         self.done = self.failed = self.ok = self.signal = 0
         self.fatal = ""
 
@@ -137,8 +152,7 @@ class _Run:
         if note is not None and line:
             note(line)
         if self.plan.todo or settled:
-            # until the end there is no manifest: it would tell of outputs that are being replaced
-            remove(os.path.join(self.dst, "manifest.csv"))
+            self._drop_tables()
         self.array.drop_stale(wanted=self.packed is not None)
         for entry in settled:
             self.journal.add(entry)
@@ -161,6 +175,11 @@ class _Run:
             raise ConvertError(self.fatal)
         return self._summary()
 
+    def _drop_tables(self) -> None:
+        """Remove what would tell of outputs that are being replaced; the end makes it anew."""
+        remove(os.path.join(self.dst, "manifest.csv"))
+        drop_boxes(self.dst)
+
     def stopped_by(self, cause: str) -> str:
         """Say how far the run came, and how to go on."""
         return (
@@ -175,12 +194,15 @@ class _Run:
             "partial_folder": self.journal.partial_folder,
             "format": self.options.format,
             "memory_limit_mb": self.options.memory_limit_mb,
+            "filters": [each.to_dict() for each in self.options.filters],
         }
 
     def _write_config(self, src: str) -> None:
         settings = {
             "src": src,
             "format": self.options.format,
+            "filters": [each.to_dict() for each in self.options.filters],
+            "boxes": self.options.boxes,
             "config": self.config.to_dict(),
             "digest": self.config.digest(),
         }
@@ -230,20 +252,31 @@ class _Run:
             items = [
                 (each.path, each.name)
                 for each in self.inputs
-                if (self.journal.get(each.path) or {}).get("status") == "ok"
+                if (self.results.get(each.path) or {}).get("status") == "ok"
             ]
+            if not self.packed.holds(items):
+                self._drop_tables()  # their rows are those of the array as it is now
             self.packed.gather(items, lambda: bool(self.signal))
         row = self.packed.row if self.packed is not None else (lambda _: None)
         try:
-            write_tables(self.dst, self.inputs, self.journal, row)
+            write_tables(self.dst, self.inputs, self.results, row)
+            self._write_boxes(row)
         except OSError:
             if not self.fatal:
                 raise  # else the disk is full, as is being told already
 
+    def _write_boxes(self, row: Callable[[str], int | None]) -> None:
+        if self.boxes is None:
+            drop_boxes(self.dst)  # an earlier run's, of boxes that this one was not given
+            return
+        size, packed = self.config.size, self.packed is not None
+        found = self.boxes.write(self.dst, self.inputs, self.results, size, row, packed=packed)
+        self.box_outcomes = found
+
     def _summary(self) -> Summary:
         statuses: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
-        for status, reason in tally(self.inputs, self.journal):
+        for status, reason in self.results.tally(self.inputs):
             statuses[status] += 1
             if reason:
                 reasons[f"{status}: {reason}"] += 1
@@ -262,6 +295,8 @@ class _Run:
             images_per_second=round(self.ok / seconds, 3) if seconds > 0 else 0.0,
             signal=self.signal,
             orphans=self.plan.orphans(self.inputs),
+            boxes=self.box_outcomes,
+            boxes_empty=0 if self.boxes is None else self.boxes.empty,
             array_pending=self.packed is not None and bool(self.signal),
             manifest=os.path.join(self.dst, "manifest.csv"),
         )

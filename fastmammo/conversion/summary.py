@@ -33,7 +33,12 @@ class Summary:
     signal: int = 0
     """SIGINT or SIGTERM, if that ended the run early; else 0."""
     orphans: list[str] = field(default_factory=list)
-    """Outputs in DST whose inputs this run did not find: left in place, in no manifest row."""
+    """Outputs in DST whose inputs this run did not find, or left out by its filters: they stay, in
+    no manifest row."""
+    boxes: dict[str, int] = field(default_factory=dict)
+    """How many lesion boxes were "mapped", and how many were not, by reason."""
+    boxes_empty: int = 0
+    """Rows of the table of boxes that have none."""
     array_pending: bool = False
     """Whether `images.npy` still waits for the rest of an interrupted run."""
     manifest: str = ""
@@ -72,10 +77,12 @@ class Summary:
         if self.orphans:
             more = ", ..." if len(self.orphans) > 1 else ""
             lines.append(
-                f"in DST, of no input of this run and in no manifest row: "
+                f"in DST, of inputs that are gone or filtered out, in no manifest row: "
                 f"{_count(len(self.orphans), 'output')} ({self.orphans[0]}{more}); delete what is "
                 "not wanted, or use another DST"
             )
+        if self.boxes:
+            lines.append(_boxes(self.boxes, self.boxes_empty))
         if self.array_pending:
             lines.append("images.npy is made when all files are done")
         if self.signal:
@@ -87,8 +94,19 @@ class Summary:
         return "\n".join(lines)
 
 
+def _boxes(outcomes: dict[str, int], empty: int) -> str:
+    """Say how many lesion boxes boxes.csv has, and why the others are not on an output."""
+    reasons = ", ".join(f"{count} {name}" for name, count in outcomes.items() if name != "mapped")
+    lost = sum(outcomes.values()) - outcomes["mapped"]
+    parts = [f"boxes.csv: {_count(outcomes['mapped'], 'box')} mapped"]
+    parts += [f"{lost} not ({reasons})"] if lost else []
+    parts += [f"{_count(empty, 'row')} without a box left out"] if empty else []
+    return ", ".join(parts)
+
+
 def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    plural = "es" if noun.endswith("x") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def describe(kept: int, again: dict[str, int], total: int) -> str:

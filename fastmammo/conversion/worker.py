@@ -19,9 +19,10 @@ import warnings
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from fastmammo.conversion.filters import guarded
 from fastmammo.conversion.warm import warm_up_files
 from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
-from fastmammo.errors import FastMammoError, NotDicomError, NotImageError
+from fastmammo.errors import FastMammoError, FilteredError, NotDicomError, NotImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,10 +64,11 @@ def main(descriptor: int, parent: int) -> None:
     setup = json.loads(pipe.recv_bytes())
     limit_memory(setup["memory_limit_mb"])
     warnings.simplefilter("ignore")  # the record's notes say what a warning would
-    prepare = load_preprocessor(setup["preprocessor"], setup["config"]).prepare
+    preprocessor = load_preprocessor(setup["preprocessor"], setup["config"])
+    prepare = guarded(preprocessor, setup["filters"], setup["config"]["frame"])
     partial = os.path.join(setup["partial_folder"], str(os.getpid()))
     encode = encode_png if setup["format"] == "png" else encode_row
-    warm_up(prepare, encode)
+    warm_up(preprocessor.prepare, encode)
     pipe.send_bytes(b'{"ready":true}')
     while True:
         try:
@@ -116,7 +118,7 @@ def _keep_memory() -> None:
 
 
 def load_preprocessor(name: str, config: dict[str, Any]) -> Any:
-    """Import "module:class" and make one from the settings; it has `prepare(path)`."""
+    """Import "module:class" and make one from the settings: see `filters.guarded`."""
     from fastmammo.preprocess import Config
 
     module, _, attribute = name.partition(":")
@@ -150,7 +152,9 @@ def process(
         after = os.stat(source)
     except FastMammoError as error:
         none = isinstance(error, NotDicomError)
-        skipped = isinstance(error, NotImageError) or (none and not task["meant"])
+        skipped = isinstance(error, (NotImageError, FilteredError)) or (none and not task["meant"])
+        if isinstance(error, FilteredError):
+            reply["record"] = error.facts
         reply |= _ended("skipped" if skipped else "failed", error.reason, str(error), task)
         return reply
     except OSError as error:

@@ -39,14 +39,41 @@ _VIEWS = {  # PS3.16 CID 4014: code value (SNOMED CT, SNOMED RT) → View Positi
     "399101009": "XCCM",
     "R-1024B": "XCCM",
 }
-_MODIFIERS = {  # PS3.16 CID 4015, for items whose Code Meaning is empty
+VIEWS = tuple(dict.fromkeys(_VIEWS.values()))
+"""The views of PS3.16 CID 4014, as View Position has them."""
+
+_MODIFIERS = {  # PS3.16 CID 4015, by code: meanings are spelt in many ways, or left empty
     "399055006": "spot compression",
     "R-102D7": "spot compression",
     "399163009": "magnification",
     "R-102D6": "magnification",
     "399209000": "implant displaced",
     "R-102D5": "implant displaced",
+    "399161006": "cleavage",
+    "R-102D2": "cleavage",
+    "399011000": "axillary tail",
+    "R-102D1": "axillary tail",
+    "442580003": "axillary tissue",
+    "R-40AB2": "axillary tissue",
+    "415670009": "rolled superior",
+    "R-102C9": "rolled superior",
+    "414493004": "rolled inferior",
+    "R-102CA": "rolled inferior",
+    "399197002": "rolled lateral",
+    "R-102D3": "rolled lateral",
+    "399226006": "rolled medial",
+    "R-102D4": "rolled medial",
+    "399110001": "tangential",
+    "R-102C2": "tangential",
+    "442581004": "nipple in profile",
+    "R-40AB3": "nipple in profile",
+    "441752004": "anterior compression",
+    "P2-00161": "anterior compression",
+    "442593008": "infra-mammary fold",
+    "R-40ABE": "infra-mammary fold",
 }
+MODIFIERS = tuple(dict.fromkeys(_MODIFIERS.values()))
+"""The view modifiers of PS3.16 CID 4015."""
 
 
 class Attributes:
@@ -130,6 +157,15 @@ class Attributes:
         if len(text) < 2 or text[-1].upper() not in units or not text[:-1].isdecimal():
             return None
         return round(int(text[:-1]) / units[text[-1].upper()], 3)
+
+    def image_laterality(self) -> str:
+        """Return L, R, B or "": Image Laterality, else Laterality, else Frame Laterality."""
+        named = ("ImageLaterality", "Laterality", "FrameLaterality")
+        return next((text for each in named if (text := self.text(each))), "").upper()[:1]
+
+    def presentation_intent_type(self) -> str:
+        """Return Presentation Intent Type (0008,0068) in capitals."""
+        return self.text("PresentationIntentType").upper()
 
     def view_position(self) -> str:
         """Return View Position (0018,5101), else the code of View Code Sequence (0054,0220)."""

@@ -156,15 +156,23 @@ class Mammogram:
     def spacing_mm(self) -> tuple[float, float] | None:
         """(row, column) spacing in the plane of the breast, in mm, or None where nothing says it.
 
-        Pixel Spacing (0028,0030) if present; else Imager Pixel Spacing (0018,1164) divided by
-        Estimated Radiographic Magnification Factor (0018,1114) (PS3.3 10.7.1.3).
+        Pixel Spacing (0028,0030) where it differs from Imager Pixel Spacing (0018,1164), which is
+        the detector's: the image was corrected or calibrated. Where both are the same it was not
+        (PS3.3 10.7.1.1), and a magnification view is as large as on the detector: then, and where
+        Pixel Spacing is absent, it is Imager Pixel Spacing divided by Estimated Radiographic
+        Magnification Factor (0018,1114). That factor is the ratio of two distances from the
+        source (C.8.11.7), which is never below 1: such a value, or one above 10, is not used, and
+        without one there is no magnification. Pixel Spacing alone is taken as it is.
         """
-        if self.pixel_spacing is not None:
-            return self.pixel_spacing
-        if self.imager_pixel_spacing is None:
+        imager, own = self.imager_pixel_spacing, self.pixel_spacing
+        if own is not None and (imager is None or not _same(own, imager)):
+            return own
+        if imager is None:
             return None
-        factor = self.estimated_radiographic_magnification_factor or 1.0
-        return self.imager_pixel_spacing[0] / factor, self.imager_pixel_spacing[1] / factor
+        factor = self.estimated_radiographic_magnification_factor
+        if factor is None or not 1.0 <= factor <= 10.0:
+            factor = 1.0
+        return imager[0] / factor, imager[1] / factor
 
     @property
     def padding_range(self) -> tuple[int, int] | None:
@@ -235,3 +243,8 @@ class Mammogram:
             f"{' signed' if self.signed else ''}, {self.photometric_interpretation}, "
             f"{self.transfer_syntax.name}, {len(self.frames)} frame(s), path={self.path!r})"
         )
+
+
+def _same(a: tuple[float, float], b: tuple[float, float]) -> bool:
+    """Whether two spacings are one, written with more or fewer digits."""
+    return all(abs(x - y) <= 1e-3 * y for x, y in zip(a, b, strict=True))

@@ -97,14 +97,12 @@ def _describe(data: bytes | memoryview, path: str | None, frame: int) -> Mammogr
         study_instance_uid=text("StudyInstanceUID"),
         patient_id=text("PatientID"),
         modality=text("Modality"),
-        presentation_intent_type=text("PresentationIntentType").upper(),
+        presentation_intent_type=attributes.presentation_intent_type(),
         manufacturer=text("Manufacturer"),
         manufacturer_model_name=text("ManufacturerModelName"),
         patient_age=attributes.age_years(),
         breast_implant_present=text("BreastImplantPresent").upper(),
-        image_laterality=(
-            text("ImageLaterality") or text("Laterality") or text("FrameLaterality")
-        ).upper()[:1],
+        image_laterality=attributes.image_laterality(),
         view_position=attributes.view_position(),
         view_modifiers=attributes.view_modifiers(),
         rows=rows,

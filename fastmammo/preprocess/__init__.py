@@ -3,13 +3,13 @@
 from fastmammo.preprocess.config import Config
 from fastmammo.preprocess.geometry import Geometry
 from fastmammo.preprocess.pipeline import (
-    RECORD_COLUMNS,
     STAGES,
     Batch,
     Failure,
     Prepared,
     Preprocessor,
 )
+from fastmammo.preprocess.record import RECORD_COLUMNS
 from fastmammo.preprocess.roi import Roi, find_breast, roi_level
 from fastmammo.preprocess.voi import VoiTable, WindowChoice, apply_voi, voi_table
 

@@ -14,9 +14,14 @@ PIXEL_VERSION = 1
 """Raised whenever the same settings and input would give other pixels than before."""
 
 
-def _option(default: Any, help: str, *, choices: tuple[Any, ...] = (), pixels: bool = True) -> Any:
-    """Declare a field: its help line, its allowed values, and whether it changes pixels."""
-    metadata = {"help": help, "choices": choices, "pixels": pixels}
+def _option(
+    default: Any, help: str, *, choices: tuple[Any, ...] = (), pixels: bool = True, **cli: Any
+) -> Any:
+    """Declare a field: its help line, its allowed values, and whether it changes pixels.
+
+    `cli` is for the command line, where the default does not tell: type, metavar.
+    """
+    metadata = {"help": help, "choices": choices, "pixels": pixels, **cli}
     return field(default=default, metadata=metadata)
 
 
@@ -35,6 +40,13 @@ class Config:
     )
     oversample: float = _option(
         1.0, "auto decodes a level only if the crop there is at least this many times the output"
+    )
+    spacing_mm: float | None = _option(
+        None,
+        "distance between the output's pixels in mm, along both axes: size is then the canvas, and "
+        "an image that does not fit fails; by default the image is fitted to the size",
+        type=float,
+        metavar="MM",
     )
     crop: str = _option(
         "breast",
@@ -74,6 +86,14 @@ class Config:
             if not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ConfigError(f"{name}: got {value!r}, allowed is {low} to {high}")
             object.__setattr__(self, name, float(value))
+        spacing = self.spacing_mm
+        if spacing is not None:
+            if type(spacing) not in (int, float) or not 0.001 <= spacing <= 100:
+                raise ConfigError(
+                    f"spacing_mm: got {spacing!r}, wanted 0.001 to 100 mm, or None to fit the "
+                    "image to the size"
+                )
+            object.__setattr__(self, "spacing_mm", float(spacing))
         if not isinstance(self.frame, int) or self.frame < 0:
             raise ConfigError(f"frame: got {self.frame!r}, wanted a whole number from 0")
         # one spelling for one choice: the digest of the settings must not see a difference
@@ -91,6 +111,12 @@ class Config:
 
     def digest(self) -> str:
         """Return 16 hex digits over everything that decides the pixels of an output."""
-        pixels = {f.name: self.to_dict()[f.name] for f in fields(self) if f.metadata["pixels"]}
+        values = self.to_dict()
+        # None is how it was before there was the setting: what was made then still counts
+        pixels = {
+            f.name: values[f.name]
+            for f in fields(self)
+            if f.metadata["pixels"] and values[f.name] is not None
+        }
         text = json.dumps({"pixel_version": PIXEL_VERSION, **pixels}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

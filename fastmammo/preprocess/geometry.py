@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import ArrayLike, NDArray
+
+EDGES = ("row0", "column0", "row1", "column1")
+"""The edges of a box, in its order; a record has a column for each of them."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +28,8 @@ class Geometry:
     rows: int
     columns: int
     """The frame's size."""
-    box: tuple[int, int, int, int]
-    """The part of the frame that was kept."""
+    box: tuple[float, float, float, float]
+    """The part of the frame that was kept: whole pixels, unless a spacing in mm was asked for."""
     size: tuple[int, int]
     """(rows, columns) of the output image."""
     placed: tuple[int, int, int, int]
@@ -110,8 +115,8 @@ class Geometry:
     def _map(
         self,
         boxes: ArrayLike,
-        origin: tuple[int, int, int, int],
-        target: tuple[int, int, int, int],
+        origin: tuple[float, float, float, float],
+        target: tuple[float, float, float, float],
         scale: tuple[float, float],
     ) -> NDArray[np.float64]:
         array = np.asarray(boxes, np.float64)
@@ -131,6 +136,41 @@ class Geometry:
         return asdict(self)
 
     @classmethod
+    def from_record(cls, record: Mapping[str, Any], size: tuple[int, int]) -> Geometry:
+        """Return the geometry of a row of manifest.csv, or of `Prepared.record`.
+
+        Args:
+            record: the row's values by column; numbers may be text.
+            size: (rows, columns) of the output image, `Config.size`.
+        """
+
+        def edges(name: str, kind: Callable[[Any], Any]) -> Any:
+            return tuple(kind(record[f"{name}_{each}"]) for each in EDGES)
+
+        placed = edges("placed", int)
+        box = edges("box", _number)
+        spacing: tuple[float, float] | None = None
+        if record["row_spacing_mm"] != "":
+            shares = (
+                (placed[2] - placed[0]) / (box[2] - box[0]),
+                (placed[3] - placed[1]) / (box[3] - box[1]),
+            )
+            spacing = (
+                float(record["row_spacing_mm"]) * shares[0],
+                float(record["column_spacing_mm"]) * shares[1],
+            )
+        return cls(
+            rows=int(record["rows"]),
+            columns=int(record["columns"]),
+            box=box,
+            size=size,
+            placed=placed,
+            mirrored=bool(int(record["mirrored"])),
+            level=int(record["level"]),
+            spacing_mm=spacing,
+        )
+
+    @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Geometry:
         """Return the geometry that `to_dict` (or its JSON) describes."""
         made = dict(values)
@@ -138,3 +178,9 @@ class Geometry:
             if made.get(name) is not None:
                 made[name] = tuple(made[name])
         return cls(**made)
+
+
+def _number(value: Any) -> float:
+    """Return an edge as it was: a whole one as an int."""
+    number = float(value)
+    return int(number) if number.is_integer() else number

@@ -17,8 +17,10 @@ from fastmammo.errors import ConfigError, FastMammoError
 from fastmammo.kernels import cpu as kernels
 from fastmammo.preprocess.config import Config
 from fastmammo.preprocess.geometry import Geometry
+from fastmammo.preprocess.record import make_record
 from fastmammo.preprocess.resize import fit, taps
 from fastmammo.preprocess.roi import Roi, find_breast, roi_level
+from fastmammo.preprocess.spacing import box_at_spacing, require_spacing
 from fastmammo.preprocess.voi import VoiTable, extremes_of, resampling_table, voi_table
 
 if TYPE_CHECKING:
@@ -31,17 +33,6 @@ if TYPE_CHECKING:
 
 STAGES = ("read", "decode", "roi", "voi", "resample")
 """The keys of `Prepared.seconds`, in order."""
-
-RECORD_COLUMNS = (
-    *("sop_instance_uid", "modality", "laterality", "laterality_content", "view_position"),
-    *("view_modifiers", "manufacturer", "presentation_intent_type", "photometric_interpretation"),
-    *("rows", "columns", "bits_stored", "transfer_syntax_uid", "precision", "decoder", "level"),
-    *("roi_level", "window_rule", "threshold", "area_share", "mirrored"),
-    *("box_row0", "box_column0", "box_row1", "box_column1"),
-    *("placed_row0", "placed_column0", "placed_row1", "placed_column1"),
-    *("row_spacing_mm", "column_spacing_mm", "flags", "notes"),
-)
-"""The keys of `Prepared.record`, in order: a manifest has these columns."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,6 +184,7 @@ class Preprocessor:
             mammogram, device=config.device, backend=config.backend, frame=config.frame
         )
         try:
+            frame_mm = require_spacing(mammogram) if config.spacing_mm is not None else None
             small_level = roi_level(mammogram.rows, mammogram.columns)
             if config.scale == "full" or decoder.codec_levels < small_level:
                 decoder.at(0)  # needed in any case: the small level is then made from it
@@ -202,8 +194,8 @@ class Preprocessor:
             voi, table = self._tables(mammogram, decoder, extremes)
             lap("voi")
             roi = self._find(mammogram, decoder, small, small_level, _falling(voi))
-            box = roi.box if config.crop == "breast" else (0, 0, mammogram.rows, mammogram.columns)
-            height, width = fit((box[2] - box[0], box[3] - box[1]), config.size)
+            side = roi.laterality or mammogram.image_laterality
+            box, (height, width) = self._box(mammogram, roi, frame_mm, side)
             level = self._level(box, (height, width))
             lap("roi")
             pixels = decoder.at(level)
@@ -211,7 +203,6 @@ class Preprocessor:
         except FastMammoError as error:
             error.path, error.frame = mammogram.path, config.frame
             raise
-        side = roi.laterality or mammogram.image_laterality
         geometry = self._geometry(mammogram, box, (height, width), side, level)
         image = np.full(config.size, voi.black, np.uint8 if config.bits == 8 else np.uint16)
         top, left, bottom, right = geometry.placed
@@ -228,7 +219,7 @@ class Preprocessor:
         # Level 0 tells for every syntax where it is the output's; the small level always does.
         beyond = decoder.beyond_range(small_level) or (level == 0 and decoder.beyond_range(0))
         flags = _flags(mammogram, roi, beyond)
-        record = _record(decoder, roi, voi, geometry, flags, small_level)
+        record = make_record(decoder, roi, voi, geometry, flags, small_level)
         return Prepared(image, geometry, mammogram, roi, voi, flags, record, seconds)
 
     def _find(
@@ -264,7 +255,18 @@ class Preprocessor:
         }
         return voi_table(m, **facts), resampling_table(m, **facts)
 
-    def _level(self, box: tuple[int, int, int, int], size: tuple[int, int]) -> int:
+    def _box(
+        self, m: Mammogram, roi: Roi, frame_mm: tuple[float, float] | None, side: str
+    ) -> tuple[tuple[float, float, float, float], tuple[int, int]]:
+        """Return the part of the frame that is kept, and its (rows, columns) in the output."""
+        config = self.config
+        box = roi.box if config.crop == "breast" else (0, 0, m.rows, m.columns)
+        if frame_mm is None or config.spacing_mm is None:
+            return box, fit((box[2] - box[0], box[3] - box[1]), config.size)
+        frame = m.rows, m.columns
+        return box_at_spacing(box, frame, frame_mm, config.spacing_mm, config.size, side)
+
+    def _level(self, box: tuple[float, float, float, float], size: tuple[int, int]) -> int:
         """Return the largest level at which the crop is still `oversample` times the output."""
         if self.config.scale == "full":
             return 0
@@ -275,7 +277,7 @@ class Preprocessor:
     def _geometry(
         self,
         m: Mammogram,
-        box: tuple[int, int, int, int],
+        box: tuple[float, float, float, float],
         size: tuple[int, int],
         side: str,
         level: int,
@@ -345,47 +347,3 @@ def _flags(m: Mammogram, roi: Roi, beyond: bool) -> tuple[str, ...]:
     if len(m.frames) > 1:
         flags.append(f"one of {len(m.frames)} frames")
     return tuple(flags)
-
-
-def _record(
-    decoder: FrameDecoder,
-    roi: Roi,
-    voi: VoiTable,
-    geometry: Geometry,
-    flags: tuple[str, ...],
-    small_level: int,
-) -> dict[str, str | int | float]:
-    m, c = decoder.mammogram, decoder.codestream
-    spacing = geometry.output_spacing_mm or ("", "")
-    record: dict[str, str | int | float] = {
-        "sop_instance_uid": m.sop_instance_uid,
-        "modality": m.modality,
-        "laterality": m.image_laterality,
-        "laterality_content": roi.laterality,
-        "view_position": m.view_position,
-        "view_modifiers": "|".join(m.view_modifiers),
-        "manufacturer": m.manufacturer,
-        "presentation_intent_type": m.presentation_intent_type,
-        "photometric_interpretation": m.photometric_interpretation,
-        "rows": m.rows,
-        "columns": m.columns,
-        "bits_stored": m.bits_stored,
-        "transfer_syntax_uid": m.transfer_syntax_uid,
-        "precision": c.precision,
-        "decoder": "+".join(decoder.used),
-        "level": geometry.level,
-        "roi_level": small_level,
-        "window_rule": voi.rule,
-        "threshold": roi.threshold,
-        "area_share": round(float(roi.area_share), 6),
-        "mirrored": int(geometry.mirrored),
-    }
-    for name, box in (("box", geometry.box), ("placed", geometry.placed)):
-        for edge, value in zip(("row0", "column0", "row1", "column1"), box, strict=True):
-            record[f"{name}_{edge}"] = value
-    record["row_spacing_mm"], record["column_spacing_mm"] = (
-        round(v, 6) if isinstance(v, float) else v for v in spacing
-    )
-    record["flags"] = "|".join(flags)
-    record["notes"] = "|".join((*m.notes, *decoder.notes, *voi.notes))
-    return record

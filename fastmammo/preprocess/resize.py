@@ -38,7 +38,7 @@ def fit(source: tuple[float, float], target: tuple[int, int]) -> tuple[int, int]
 
 
 @functools.lru_cache(maxsize=256)
-def taps(samples: int, first: int, last: int, out: int, level: int) -> Taps:
+def taps(samples: int, first: float, last: float, out: int, level: int) -> Taps:
     """Return the weights that resample [first, last) to `out` pixels.
 
     Args:

@@ -107,7 +107,7 @@ def _facts(prepared: Prepared) -> list[str]:
         f"{m.transfer_syntax.name}",
         f"decoder {r['decoder']} · level {g.level} · window: {prepared.voi.rule} · "
         f"Otsu threshold {prepared.roi.threshold} · breast {prepared.roi.area_share:.1%} of frame",
-        f"box {g.box} to {g.placed} of {g.size[0]} x {g.size[1]}"
+        f"box {tuple(round(edge, 1) for edge in g.box)} to {g.placed} of {g.size[0]} x {g.size[1]}"
         f"{', mirrored' if g.mirrored else ''} · flags: {', '.join(prepared.flags) or 'none'}",
     ]
 
