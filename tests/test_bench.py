@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,7 @@ def test_decode(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("decode").main(["--rows", "128", "--columns", "96", "--rounds", "1"])
     out = capsys.readouterr().out
     assert "JPEG 2000 Lossless" in out
+    assert "numba r=2" in out
     assert "openjpeg r=2" in out
 
 
@@ -147,6 +151,60 @@ def test_fidelity(
     for row in reduced:
         assert row["cv2_linear"] < row["auto"] < row["full"]
         assert max(abs(row["shift_rows"]), abs(row["shift_columns"])) < fidelity.SHIFT
+
+
+@pytest.fixture
+def memory(bench: None) -> ModuleType:
+    return importlib.import_module("memory")
+
+
+def test_peaks_of_processes_are_read(memory: ModuleType) -> None:
+    held = np.ones(8 << 20, np.float64)  # 64 MiB
+    assert memory.peak_mib(os.getpid()) > held.nbytes / 2**20
+    code = "import time; held = b'1' * (64 << 20); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        assert child.pid in memory.children(os.getpid())
+        end = time.monotonic() + 20
+        while (memory.peak_mib(child.pid) or 0) < 64:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        child.wait()
+    assert memory.peak_mib(child.pid) is None
+    assert memory.children(child.pid) == []
+
+
+def test_the_largest_change_is_found(memory: ModuleType) -> None:
+    runs = [
+        {
+            "format": kind,
+            "files": files,
+            "parent_mib": 100.0,
+            "worker_mib": worker,
+            "all_mib": 300.0,
+        }
+        for kind, files, worker in (("png", 9, 210.0), ("png", 2, 200.0), ("packed", 2, 250.0))
+    ]
+    assert memory.largest_change(runs) == pytest.approx(0.05)
+
+
+def test_memory(
+    memory: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.import_module("common"), "RESULTS", tmp_path)
+    size = ["--rows", "160", "--columns", "120", "--workers", "1", "--formats", "png"]
+    memory.main([*size, "--counts", "3", "1", "--mixed", "0", "--save"])
+    assert "largest change with the number of files" in capsys.readouterr().out
+    saved = json.loads((tmp_path / "memory.json").read_text())
+    assert [run["files"] for run in saved["runs"]] == [1, 3]
+    for run in saved["runs"]:
+        assert 20 < run["parent_mib"] < run["all_mib"]
+        assert run["worker_mib"] < run["all_mib"]
 
 
 @pytest.mark.usefixtures("bench")

@@ -134,7 +134,7 @@ def test_what_a_worker_does_once_covers_the_usual_files() -> None:
     prepare = Preprocessor(Config(size=(64, 48))).prepare
     files = list(warm_up_files())
     records = [prepare(each).record for each in files]
-    assert {record["decoder"] for record in records} == {"numpy", "openjpeg"}
+    assert {record["decoder"] for record in records} == {"numpy", "numba"}
     assert {record["roi_level"] for record in records} == {2}
     assert {record["flags"] for record in records} == {""}
     calls: list[Any] = []
@@ -456,12 +456,14 @@ def test_a_run_in_another_thread_works(tmp_path: Path) -> None:
 def test_no_process_and_no_descriptor_stays_behind(tmp_path: Path) -> None:
     run(source(tmp_path, 1), tmp_path / "warm")
     src = source(tmp_path, 1, abort="DICM abort")
+    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+    # other tests' pools may have left a process of multiprocessing's own
+    others = children.read_text() if children.exists() else ""
     before = len(os.listdir("/proc/self/fd"))
     run(src, tmp_path / "dst")
     assert len(os.listdir("/proc/self/fd")) == before
-    children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
     if children.exists():
-        assert children.read_text() == ""
+        assert children.read_text() == others
 
 
 # ---------------------------------------------------------------- DST

@@ -101,7 +101,7 @@ def test_phantoms_in_several_syntaxes_are_exact(
         assert (codec["exact"], codec["reasons"]) == (1, {"several tiles": 1})
         assert rows(found, route=route, backend="openjpeg", syntax="HTJ2K Lossless")[0]["exact"]
     by_levels = rows(found, route="auto image (codec levels)", syntax="JPEG 2000 Lossless")
-    assert [(r["backend"], r["exact"]) for r in by_levels] == [("auto", 1)]
+    assert [(r["backend"], r["exact"]) for r in by_levels] == [("auto", 1), ("openjpeg", 1)]
     reduced = rows(found, route="auto image (integer reduction)", syntax="JPEG 2000 Lossless")
     assert {(r["backend"], r["exact"]) for r in reduced} >= {("imagecodecs", 2), ("auto", 1)}
     # HTJ2K: another backend than the one of level 0 gives the levels, so both are named
@@ -240,12 +240,12 @@ def test_a_wrong_backend(
 
 def test_wrong_levels_of_a_codec(j2k: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def change(values: np.ndarray, level: int) -> None:
-        if level == 1:
-            values += 9
+        if level == 1:  # where the breast is sought
+            values[values.shape[0] // 2 :] = 0
 
     monkeypatch.setattr(openjpeg, "decode", altered(openjpeg.decode, change))
     found = verify(j2k, size=SIZE)
-    assert wrong(found) == {("level 1", "openjpeg"), ("auto image (codec levels)", "auto")}
+    assert wrong(found) == {("level 1", "openjpeg"), ("auto image (codec levels)", "openjpeg")}
 
 
 def test_a_wrong_kernel(j2k: Path, monkeypatch: pytest.MonkeyPatch) -> None:

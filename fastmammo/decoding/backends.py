@@ -1,23 +1,29 @@
 """The one table of decoders and the one place that chooses: before decoding, by the codestream.
 
-A backend is a module with NAME, DEVICE, FORMATS, LEVELS, missing(), refuses(codestream), version()
-and decode(data, codestream, level, threads).
+A backend is a module with NAME, DEVICE, FORMATS, LEVELS, CLAMPS, missing(), refuses(codestream),
+version(), decode(data, codestream, level, threads) and pyramid.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
-from fastmammo.decoding import imagecodecs, native, openjpeg, pylibjpeg
+from fastmammo.decoding import imagecodecs, native, numba, openjpeg, pylibjpeg
 from fastmammo.errors import BackendUnavailableError, ConfigError, UnsupportedSyntaxError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
     from fastmammo.dicom import Codestream
+
+
+class Pyramid(Protocol):
+    """One codestream whose levels are decoded one after another, from what is there already."""
+
+    def decode(self, level: int, /) -> NDArray[np.generic]: ...
 
 
 class Backend(Protocol):
@@ -27,6 +33,10 @@ class Backend(Protocol):
     DEVICE: str
     FORMATS: frozenset[str]
     LEVELS: bool
+    CLAMPS: bool
+    """Whether no value that it gives lies beyond the codestream's precision."""
+    pyramid: Callable[[bytes | memoryview, Codestream], Pyramid] | None
+    """Opens a codestream to decode several of its levels, where that saves work."""
 
     def missing(self) -> str | None: ...
     def refuses(self, codestream: Codestream, /) -> str | None: ...
@@ -37,7 +47,8 @@ class Backend(Protocol):
 
 
 BACKENDS: Mapping[str, Backend] = {
-    module.NAME: cast("Backend", module) for module in (native, openjpeg, imagecodecs, pylibjpeg)
+    module.NAME: cast("Backend", module)
+    for module in (native, numba, openjpeg, imagecodecs, pylibjpeg)
 }
 
 PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -47,7 +58,7 @@ PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("jpeg", "cpu"): ("imagecodecs", "pylibjpeg"),
     ("jpeg-lossless", "cpu"): ("imagecodecs", "pylibjpeg"),
     ("jpeg-ls", "cpu"): ("imagecodecs", "pylibjpeg"),
-    ("jpeg2000", "cpu"): ("openjpeg", "imagecodecs", "pylibjpeg"),
+    ("jpeg2000", "cpu"): ("numba", "openjpeg", "imagecodecs", "pylibjpeg"),
     # OpenJPH is three times as fast as OpenJPEG for the whole frame, but only OpenJPEG's
     # levels are right: it comes first where a level is wanted.
     ("htj2k", "cpu"): ("imagecodecs", "openjpeg", "pylibjpeg"),

@@ -20,6 +20,7 @@ from fastmammo.kernels import cpu as kernels
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastmammo.decoding.backends import Pyramid
     from fastmammo.dicom import Codestream, Mammogram
 
 MAX_PIXELS = 1 << 27
@@ -84,8 +85,14 @@ class FrameDecoder:
         self._reduced: dict[int, NDArray[np.int32]] = {}
         self._levels: dict[int, NDArray[Any]] = {}
         self._far: dict[int, int] = {}
+        self._pyramid: Pyramid | None = None
         self.used: list[str] = []
         """Names of the backends that decoded something, in order."""
+
+    @property
+    def incremental(self) -> bool:
+        """Whether a level costs little more after a coarser one than alone."""
+        return self._level_backend.pyramid is not None
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -116,10 +123,22 @@ class FrameDecoder:
             values: NDArray[Any] = self._decode(self._level_backend, level)
         else:
             values = self._reduce(level)
+        if values.dtype == self.dtype and self._clamped():
+            self._far[level] = 0
+            return values
         slack = (self.last - self.first) // 8
         clipped, far = kernels.clip_to(values, self.first, self.last, slack, self.dtype)
         self._far[level] = far
         return clipped
+
+    def _clamped(self) -> bool:
+        """Whether the codec's own levels come clamped to the range that the header says."""
+        c, m = self.codestream, self.mammogram
+        return (
+            self._level_backend.CLAMPS
+            and 0 not in self._levels
+            and (c.precision, c.signed) == (m.bits_stored, m.signed)
+        )
 
     def beyond_range(self, level: int) -> bool:
         """Return whether values lie beyond Bits Stored, as level `level` shows it.
@@ -135,7 +154,7 @@ class FrameDecoder:
         return int(pixels.min()) < self.first or int(pixels.max()) > self.last
 
     def _decode(self, backend: Backend, level: int) -> NDArray[Any]:
-        pixels = backend.decode(self.data, self.codestream, level, self.threads)
+        pixels = self._samples(backend, level)
         scale = 1 << level
         wanted = -(-self.codestream.rows // scale), -(-self.codestream.columns // scale)
         if pixels.shape != wanted:
@@ -147,6 +166,13 @@ class FrameDecoder:
             self.used.append(backend.NAME)
         return pixels
 
+    def _samples(self, backend: Backend, level: int) -> NDArray[Any]:
+        if backend.pyramid is None:
+            return backend.decode(self.data, self.codestream, level, self.threads)
+        if self._pyramid is None:
+            self._pyramid = backend.pyramid(self.data, self.codestream)
+        return self._pyramid.decode(level)
+
     def _within_precision(self, pixels: NDArray[Any], backend: Backend) -> None:
         """Refuse values that a codestream of this precision cannot hold: it is damaged.
 
@@ -154,7 +180,7 @@ class FrameDecoder:
         JPEG, JPEG-LS, OpenJPH's HTJ2K), a value out of range is the one sign of damage there is.
         """
         c = self.codestream
-        if c.precision >= 8 * pixels.dtype.itemsize or c.format in ("raw", "rle"):
+        if backend.CLAMPS or c.format == "rle" or c.precision >= 8 * pixels.dtype.itemsize:
             return
         first, last = 0, (1 << c.precision) - 1
         if c.signed:

@@ -23,6 +23,8 @@ NAME = "imagecodecs"
 DEVICE = "cpu"
 FORMATS = frozenset({"jpeg", "jpeg-lossless", "jpeg-ls", "jpeg2000", "htj2k", "rle"})
 LEVELS = False  # its HTJ2K reader can skip levels, but wraps undershoot around to 65,000
+CLAMPS = False
+pyramid = None
 
 
 _FUNCTIONS = {

@@ -15,6 +15,8 @@ NAME = "numpy"
 DEVICE = "cpu"
 FORMATS = frozenset({"raw"})
 LEVELS = False
+CLAMPS = True
+pyramid = None
 
 
 def missing() -> str | None:

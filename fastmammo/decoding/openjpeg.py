@@ -28,6 +28,8 @@ NAME = "openjpeg"
 DEVICE = "cpu"
 FORMATS = frozenset({"jpeg2000", "htj2k"})
 LEVELS = True
+CLAMPS = True
+pyramid = None
 
 
 class _Component(C.Structure):

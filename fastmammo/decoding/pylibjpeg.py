@@ -22,6 +22,8 @@ NAME = "pylibjpeg"
 DEVICE = "cpu"
 FORMATS = frozenset({"jpeg", "jpeg-lossless", "jpeg-ls", "jpeg2000", "htj2k"})
 LEVELS = False
+CLAMPS = False
+pyramid = None
 
 _OPENJPEG = frozenset({"jpeg2000", "htj2k"})
 

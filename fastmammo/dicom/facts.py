@@ -51,7 +51,14 @@ class Codestream:
     """The fewest packets that these tiles, levels, precincts and layers make: a byte each."""
     codeblocks: int = 0
     tile_overrides: bool = False
-    """Whether the first tile-part's header changes coding parameters of the main header."""
+    """Whether a tile-part's header changes coding parameters of the main header."""
+    markers: tuple[str, ...] = ()
+    """The marker segments of all headers beside SIZ, COD, QCD and COM, sorted: "CAP", "TLM", "PPM",
+    or "FF6F" where 15444-1 and -15 know no name."""
+    high_throughput: int = 0
+    """Ccap15 of an HTJ2K codestream (15444-15 A.3): which kinds of HT code-blocks it may hold."""
+    defects: tuple[str, ...] = ()
+    """What its headers say against the standard. Some decoders go on, others refuse."""
 
     # JPEG family (ITU-T T.81, T.87)
     process: str = ""

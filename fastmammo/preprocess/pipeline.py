@@ -186,7 +186,8 @@ class Preprocessor:
         try:
             frame_mm = require_spacing(mammogram) if config.spacing_mm is not None else None
             small_level = roi_level(mammogram.rows, mammogram.columns)
-            if config.scale == "full" or decoder.codec_levels < small_level:
+            whole = config.scale == "full" and not decoder.incremental
+            if whole or decoder.codec_levels < small_level:
                 decoder.at(0)  # needed in any case: the small level is then made from it
             small = decoder.at(small_level)
             lap("decode")

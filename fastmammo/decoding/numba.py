@@ -1,0 +1,129 @@
+"""JPEG 2000 in numba: lossless greyscale as scanners write it, twice as fast as OpenJPEG on a core.
+
+Its arithmetic decoder has no branch on what it decodes, which noise makes a coin toss (see
+`fastmammo.decoding.ebcot`). What it does not decode it says beforehand: those go to OpenJPEG.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastmammo.errors import CorruptCodestreamError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastmammo.dicom import Codestream
+
+NAME = "numba"
+DEVICE = "cpu"
+FORMATS = frozenset({"jpeg2000"})
+LEVELS = True
+CLAMPS = True
+
+_PASSED_OVER = frozenset({"TLM", "PLM", "PLT", "CRG", "PRF"})
+"""Marker segments that say nothing about how samples are coded."""
+
+
+def missing() -> str | None:
+    """Return None: numba is a base dependency."""
+    return None
+
+
+def refuses(codestream: Codestream) -> str | None:
+    """Return why this backend cannot decode the codestream, or None if it can."""
+    if codestream.precision > 16:
+        return f"{codestream.precision} bits a sample, 16 at most"
+    if codestream.components != 1 or codestream.subsampling != (1, 1):
+        return f"{codestream.components} components, one of every pixel only"
+    if codestream.wavelet != "5/3":
+        return "the 9/7 wavelet: it decodes the reversible 5/3 alone"
+    if codestream.tiles != 1 or codestream.origin != (0, 0):
+        return f"{codestream.tiles} tiles from {codestream.origin} on, one from (0, 0) only"
+    if codestream.styles:
+        return f"code-block styles {', '.join(codestream.styles)}"
+    if codestream.region_of_interest or codestream.tile_overrides:
+        return "a region of interest, or a tile with parameters of its own"
+    if others := sorted(set(codestream.markers) - _PASSED_OVER):
+        return f"marker segments {', '.join(others)}"
+    if codestream.defects:
+        return f"headers against the standard: {'; '.join(codestream.defects)}"
+    if codestream.codeblock[0] * codestream.codeblock[1] > 4096:
+        return f"code-blocks of {codestream.codeblock}, 4096 samples at most"
+    return None
+
+
+def version() -> str:
+    import numba
+
+    return f"numba {numba.__version__}"
+
+
+def decode(
+    data: bytes | memoryview, codestream: Codestream, level: int = 0, threads: int = 1
+) -> NDArray[np.generic]:
+    """Return the samples at 1/2^level as the codestream's own type.
+
+    Args:
+        threads: not used: one image takes one core, many images take many.
+
+    Returns:
+        (ceil(rows / 2^level), ceil(columns / 2^level)) uint8, int8, uint16 or int16, clamped to the
+        codestream's precision.
+
+    Raises:
+        CorruptCodestreamError: headers or packets break off or contradict themselves.
+    """
+    return Pyramid(data, codestream).decode(level)
+
+
+class Pyramid:
+    """One codestream, decoded to one level after another: each step takes only its own bands.
+
+    The coarser levels are kept, so that `decode(2)` and then `decode(1)` cost little more than
+    `decode(1)` alone.
+    """
+
+    def __init__(self, data: bytes | memoryview, codestream: Codestream) -> None:
+        from fastmammo.decoding.ebcot.header import read_header
+
+        self._view = memoryview(data)[codestream.offset : codestream.offset + codestream.length]
+        self._header = read_header(self._view)
+        self._images: dict[int, NDArray[np.int32]] = {}
+
+    def decode(self, level: int) -> NDArray[np.generic]:
+        """Return the samples at 1/2^level, as the function `decode` does."""
+        from fastmammo.decoding.ebcot.packets import read_blocks
+        from fastmammo.decoding.ebcot.wavelet import finer, lowest
+
+        header = self._header
+        if not 0 <= level <= header.levels:
+            raise CorruptCodestreamError(
+                f"no level {level} in a JPEG 2000 codestream of {header.levels}; "
+                "decode in full and reduce"
+            )
+        images, wanted = self._images, header.levels - level
+        depth = 1 << (header.precision - 1)
+        offset, limits = (0, (-depth, depth - 1)) if header.signed else (depth, (0, 2 * depth - 1))
+        known = max((resolution for resolution in images if resolution <= wanted), default=-1)
+        if known < wanted:
+            found = read_blocks(self._view, header, wanted + 1)
+            if known < 0:
+                images[0] = lowest(found, header)
+            for resolution in range(max(known, 0) + 1, wanted + (level > 0)):
+                images[resolution] = np.empty(header.size(resolution), np.int32)
+                finer(found, header, resolution, images[resolution - 1], images[resolution])
+        if level == 0 and wanted:  # the last step clips at once
+            samples = np.empty(header.size(wanted), np.uint16)
+            finer(found, header, wanted, images[wanted - 1], samples, (offset, *limits))
+        else:
+            samples = np.clip(images[wanted] + offset, *limits).astype(np.uint16)
+        if header.signed:
+            signed = samples.view(np.int16)
+            return signed if header.precision > 8 else signed.astype(np.int8)
+        return samples if header.precision > 8 else samples.astype(np.uint8)
+
+
+pyramid = Pyramid
