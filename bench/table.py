@@ -1,13 +1,21 @@
 """Print the README's tables from the committed results: no figure there is typed by hand.
 
-python bench/table.py
+    python bench/table.py [--write README.md]
+
+A section is what stands between `<!-- table: NAME -->` and `<!-- end of NAME -->`; --write puts
+each into the file's own section.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -18,31 +26,45 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
-def throughput(result: dict[str, Any]) -> list[str]:
-    """Return the table of images a second by syntax, and what it was measured on."""
-    names = list(next(iter(result["sets"].values()))["contenders"])
-    lines = [
-        f"| images/s (times ordinary) | {' | '.join(names)} |",
-        "| --- |" + " --- |" * len(names),
+def machine(result: dict[str, Any]) -> str:
+    """Return CPU, cores and date in words."""
+    found = result["machine"]
+    return f"{found['cpu']}, {found['cores']} cores, {found['date']}"
+
+
+def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    heads = list(heads)
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return [lines[0], "|" + " --- |" * len(heads), *lines[1:]]
+
+
+def throughput() -> list[str]:
+    """Return images a second by syntax and size, and what was measured on."""
+    result = load("throughput")
+    names = list(dict.fromkeys(n for one in result["sets"].values() for n in one["contenders"]))
+    rows = [
+        [name, *(rate(one["contenders"].get(n)) for n in names)]
+        for name, one in result["sets"].items()
     ]
-    for name, one in result["sets"].items():
-        cells = [
-            f"{figures['images_per_second']:.1f} ({figures['ratio_to_ordinary']:.2f})"
-            for figures in one["contenders"].values()
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    files = next(iter(result["sets"].values()))["files"]
-    rows, columns = result["phantom_size"]
-    lines.append("")
-    lines.append(
-        f"{files} phantoms of {rows} x {columns}, {result['workers']} processes, start included; "
-        f"{machine(result)}; `python bench/throughput.py --save`."
-    )
-    return lines
+    return [
+        *table(["images/s (times ordinary)", *names], rows),
+        "",
+        f"{result['workers']} processes, start included; {machine(result)}; "
+        "`python bench/throughput.py --save`.",
+    ]
 
 
-def fidelity(result: dict[str, Any]) -> list[str]:
+def rate(figures: dict[str, Any] | None) -> str:
+    """Return images a second and the ratio to the ordinary pipeline; a dash for none."""
+    if figures is None:
+        return "–"
+    return f"{figures['images_per_second']:.1f} ({figures['ratio_to_ordinary']:.2f})"
+
+
+def fidelity() -> list[str]:
     """Return how far resamplers lie from the exact area mean, and what it was measured on."""
+    result = load("fidelity")
     heads = {
         "auto": "auto",
         "full": "full",
@@ -50,29 +72,139 @@ def fidelity(result: dict[str, Any]) -> list[str]:
         "cv2_linear": "cv2 INTER_LINEAR",
         "cv2_area": "cv2 INTER_AREA",
     }
-    lines = [
-        f"| PSNR, dB (median) | {' | '.join(heads.values())} |",
-        "| --- |" + " --- |" * len(heads),
+    rows = [
+        [name, *(f"{group[key]:.1f}" for key in heads)]
+        for name, group in result["groups"].items()
+        if name == "all" or name.startswith(("noise", "remaining"))
     ]
-    for name, group in result["groups"].items():
-        if name == "all" or name.startswith(("noise", "remaining")):
-            cells = [f"{group[key]:.1f}" for key in heads]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
     cases = result["groups"]["all"]["cases"]
-    lines += ["", f"{cases} cases; {machine(result)}; `python bench/fidelity.py --save`."]
-    return lines
+    return [
+        *table(["PSNR, dB (median)", *heads.values()], rows),
+        "",
+        f"{cases} cases; {machine(result)}; `python bench/fidelity.py --save`.",
+    ]
 
 
-def machine(result: dict[str, Any]) -> str:
-    """Return CPU, cores and date in words."""
-    found = result["machine"]
-    return f"{found['cpu']}, {found['cores']} cores, {found['date']}"
+def roi() -> list[str]:
+    """Return how well the boxes hold the breast, a row a size of frame."""
+    results = [load(path.stem) for path in RESULTS.glob("roi*.json")]
+    results.sort(key=lambda result: result["rows"])
+    rows = []
+    for result in results:
+        found = result["groups"]["all"]
+        sides = [found[f"laterality_{name}"] for name in ("right", "wrong", "undecided")]
+        rows.append(
+            [
+                f"{result['count']} of {result['rows']} rows",
+                f"{found['coverage_reached']:.1%}",
+                f"{found['coverage_lowest']:.2%}",
+                f"{found['area_reached']:.1%}",
+                f"{found['area_median']:.3f}",
+                f"{found['area_largest']:.2f}",
+                " / ".join(map(str, sides)),
+            ]
+        )
+    heads = ["phantoms", "hold 99.9 % of the breast", "least held", "area at most 1.15"]
+    heads += ["median area", "largest area", "side right / wrong / unknown"]
+    return [
+        *table(heads, rows),
+        "",
+        f"Area in that of the tight box; {machine(results[0])}; `python bench/roi.py --save`.",
+    ]
 
 
-def main() -> None:
-    print("\n".join(throughput(load("throughput-3328x2560"))))
-    print()
-    print("\n".join(fidelity(load("fidelity"))))
+def memory() -> list[str]:
+    """Return the peaks of memory by number of files, and of frames of the vendors' sizes."""
+    result = load("memory")
+    peaks = ("parent_mib", "worker_mib", "all_mib")
+    height, width = result["phantom_size"]
+    runs = [
+        (f"{run['files']:,} files of {height} x {width}, {run['format']}", run)
+        for run in result["runs"]
+    ]
+    mixed = result["mixed"]
+    largest = " x ".join(map(str, mixed["largest"]))
+    runs.append((f"{mixed['files']} of vendors' sizes, up to {largest}, png", mixed))
+    rows = [[name, *(f"{run[peak]:.0f}" for peak in peaks)] for name, run in runs]
+    heads = ["peak memory of convert, MiB", "parent", "largest worker", "all processes"]
+    return [
+        *table(heads, rows),
+        "",
+        f"JPEG 2000, {result['workers']} workers; largest change with the number of files "
+        f"{result['largest_change']:.1%}; {machine(result)}; `python bench/memory.py --save`.",
+    ]
+
+
+def phantom() -> list[str]:
+    """Return the statistics of phantoms beside real images, the alike as ranges."""
+    result = load("phantom")
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, row in result["images"].items():
+        if name.startswith("phantom"):
+            name = f"phantoms at noise {name.rpartition(' ')[2]}"
+        elif name.startswith("M-SYNTH"):
+            name = "M-SYNTH, simulated"
+        else:
+            name = f"{name}, real"
+        groups.setdefault(name, []).append(row)
+    heads = ["slope", "dark", "middle", "light", "entropy", "bits"]
+    rows = [
+        [
+            name if len(each) == 1 else f"{len(each)} {name}",
+            *(span([row[head] for row in each]) for head in heads),
+        ]
+        for name, each in groups.items()
+    ]
+    bits = [frame["bits_per_breast_pixel"] for frame in result["frames"].values()]
+    return [
+        *table(["8 bits, as displayed", *heads], rows),
+        "",
+        f"At 12 bits, frames of {len(bits)} vendors' sizes: {span(bits)} bits a breast pixel; "
+        f"{machine(result)}; `python bench/phantom.py --save`.",
+    ]
+
+
+def span(values: list[Any]) -> str:
+    """Return a value, or the range of several; a dash where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    ends = [
+        f"{end:.2f}" if isinstance(end, float) else str(end) for end in (min(known), max(known))
+    ]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+SECTIONS: dict[str, Callable[[], list[str]]] = {
+    "throughput": throughput,
+    "fidelity": fidelity,
+    "roi": roi,
+    "memory": memory,
+    "phantom": phantom,
+}
+
+
+def section(name: str, text: str) -> re.Match[str] | None:
+    """Return the match of a section in a text; group 1 is what it holds."""
+    return re.search(rf"<!-- table: {name} -->\n(.*?)<!-- end of {name} -->", text, re.S)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", type=Path, help="a file whose sections to bring up to date")
+    options = parser.parse_args(arguments)
+    text = options.write.read_text(encoding="utf-8") if options.write else ""
+    for name, make in SECTIONS.items():
+        lines = "\n".join(make()) + "\n"
+        if options.write is None:
+            print(f"<!-- table: {name} -->\n{lines}<!-- end of {name} -->\n")
+            continue
+        found = section(name, text)
+        if found is None:
+            raise SystemExit(f"{options.write} has no section {name}")
+        text = text[: found.start(1)] + lines + text[found.end(1) :]
+    if options.write is not None:
+        options.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -109,3 +109,15 @@ def test_jp2_boxes(pixels: np.ndarray) -> None:
         inspect_codestream(boxed, "jpeg2000")
     with pytest.raises(CorruptCodestreamError, match=r"without a codestream box \(jp2c\)"):
         inspect_codestream(data.replace(b"jp2c", b"free"), "jpeg2000")
+
+
+def test_a_tile_part_without_a_byte_of_data() -> None:
+    """SOD may be the last thing in a tile-part: that is no defect."""
+    data = encode(np.full((1, 1), 16, np.uint8), "1.2.840.10008.1.2.4.90", bits_stored=5)
+    c = inspect_codestream(data, "jpeg2000")
+    assert c.defects == ()
+    sod = data.index(b"\xff\x93")
+    short = data[: sod + 2] + b"\xff\xd9"
+    start = data.index(b"\xff\x90")
+    short = short[: start + 6] + (sod + 2 - start).to_bytes(4, "big") + short[start + 10 :]
+    assert inspect_codestream(short, "jpeg2000").defects == ()

@@ -249,6 +249,36 @@ def test_a_signal_after_the_pool_is_closed_writes_nowhere() -> None:
                 os.close(end)
 
 
+def test_one_worker_compiles_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = []
+    original = Pool._start
+
+    def start(pool: Pool, count: int) -> None:
+        starts.append((count, [worker.ready for worker in pool._workers]))
+        original(pool, count)
+
+    monkeypatch.setattr(Pool, "_start", start)
+    monkeypatch.setattr("fastmammo.conversion.run.never_compiled", lambda: True)
+    assert run(source(tmp_path, 6), tmp_path / "dst", workers=3).ok == 6
+    assert starts == [(1, []), (3, [True])]
+
+
+def test_what_is_compiled_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fastmammo.conversion import warm
+
+    package = tmp_path / "fastmammo"
+    kept = package / "decoding" / "ebcot" / "__pycache__"
+    kept.mkdir(parents=True)
+    monkeypatch.setattr(warm, "__file__", str(package / "conversion" / "warm.py"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert warm.never_compiled()
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    (kept / f"codeblock._decode_blocks-80.{version}.nbi").touch()
+    assert not warm.never_compiled()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert not warm.never_compiled()
+
+
 def test_a_file_whose_worker_was_killed_is_tried_again(tmp_path: Path) -> None:
     src = source(tmp_path, killed=f"DICM die_once:{tmp_path / 'marker'}")
     assert run(src, tmp_path / "dst").ok == 13

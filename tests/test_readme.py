@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 import fastmammo
 from fastmammo.cli import main
 from fastmammo.testing import phantom, write_dicom
 
 if TYPE_CHECKING:
-    import pytest
+    from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,18 +35,20 @@ def files(folder: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_bytes(write_dicom(phantom(200, 160, seed=i).pixels, seed=i))
     (folder / "view.dcm").write_bytes(path.read_bytes())
+    (folder / "lesions.csv").write_text("image_id,xmin,ymin,xmax,ymax\n1,10,60,40,90\n")
 
 
 def test_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files(tmp_path)
     monkeypatch.chdir(tmp_path)
     lines = [line for line in block("shell").splitlines() if line.strip()]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for line in lines:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "fastmammo"
         assert main(arguments) == 0, line
     assert (tmp_path / "out" / "manifest.csv").is_file()
+    assert "1,10,60,40,90,101/1.png," in (tmp_path / "out-mm" / "boxes.csv").read_text()
     assert (tmp_path / "view.png").is_file()
 
 
@@ -70,25 +74,49 @@ def test_the_table_is_what_doctor_prints() -> None:
     assert table
 
     def cells(line: str) -> list[str]:
-        return re.sub(r"within \d+", "within", line).split("|")[1:6]
+        return re.sub(r"within \d+", "within", line).split("|")[1:7]
 
     here = markdown(diagnose()).splitlines()
     there = table.group(1).splitlines()
-    # name, UID, numpy, openjpeg, imagecodecs; pylibjpeg's cells depend on its GPL part
+    # name, UID, numpy, numba, openjpeg, imagecodecs; pylibjpeg's cells depend on its GPL part
     assert len(there) == len(here)
     for shown, found in zip(there, here, strict=True):
         if "not tried" not in found:  # HTJ2K, where its encoder is not installed
             assert cells(shown) == cells(found)
 
 
-def test_the_measured_tables_are_the_committed_results() -> None:
-    table = re.search(r"<!-- table: results -->\n(.*?)\n<!-- end of results -->", README, re.S)
-    assert table
-    script = ROOT / "bench" / "table.py"
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, check=True, timeout=60
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "bench"), *sys.path])
+    return importlib.import_module("table")
+
+
+def test_the_measured_tables_are_the_committed_results(table: ModuleType) -> None:
+    for name, make in table.SECTIONS.items():
+        shown = table.section(name, README)
+        assert shown, name
+        assert shown.group(1).splitlines() == make(), (
+            f"python bench/table.py --write README.md: {name}"
+        )
+
+
+def test_the_tables_are_printed_and_written(
+    table: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.main([])
+    printed = capsys.readouterr().out
+    path = tmp_path / "README.md"
+    old = re.sub(
+        r"(<!-- table: roi -->\n).*?(<!-- end)", r"\1typed by hand\n\2", README, flags=re.S
     )
-    assert table.group(1).strip() == done.stdout.strip()
+    assert old != README
+    path.write_text(old, encoding="utf-8")
+    table.main(["--write", str(path)])
+    assert path.read_text(encoding="utf-8") == README
+    assert all(table.section(name, printed) for name in table.SECTIONS)
+    path.write_text("no section", encoding="utf-8")
+    with pytest.raises(SystemExit, match="has no section throughput"):
+        table.main(["--write", str(path)])
 
 
 def test_version() -> None:

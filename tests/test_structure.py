@@ -15,7 +15,10 @@ import fastmammo.errors
 
 PACKAGE = Path(fastmammo.__file__).parent
 LADDER = ["errors", "dicom", "kernels", "decoding", "preprocess", "conversion", "report", "cli"]
-ASIDE = {"testing": {"errors", "dicom", "testing"}}
+ASIDE = {
+    "testing": {"errors", "dicom", "testing"},
+    "dali": {"errors", "dicom", "kernels", "decoding", "preprocess", "dali"},
+}
 
 
 def modules() -> list[Path]:

@@ -40,11 +40,16 @@ class Pool:
         workers: number of processes.
         setup: what `worker.main` is told first; JSON-able.
         timeout_seconds: for one file; infinity for no limit.
+        one_first: start one worker, and the others when it is ready: it then compiles what each
+            would compile for itself.
     """
 
-    def __init__(self, workers: int, setup: Message, timeout_seconds: float) -> None:
+    def __init__(
+        self, workers: int, setup: Message, timeout_seconds: float, *, one_first: bool = False
+    ) -> None:
         self._setup = setup
         self._count = workers
+        self._one_first = one_first
         self._timeout = timeout_seconds
         self._workers: list[Worker] = []
         self._again: deque[Message] = deque()
@@ -94,8 +99,7 @@ class Pool:
         """
         queue = iter(tasks)
         self._left = total
-        for _ in range(min(self._count, total)):
-            self._workers.append(Worker(self._setup))  # owned at once: the next may not start
+        self._start(1 if self._one_first else min(self._count, total))
         while not self._abandoned:
             self._hand_out(queue)
             if not any(worker.task for worker in self._workers) and (
@@ -103,6 +107,10 @@ class Pool:
             ):
                 return
             yield from self._replies()
+
+    def _start(self, count: int) -> None:
+        while len(self._workers) < count:
+            self._workers.append(Worker(self._setup))  # owned at once: the next may not start
 
     def _hand_out(self, queue: Iterator[Message]) -> None:
         # One task a worker and none waiting in its pipe: the parent answers within a fraction of a
@@ -149,6 +157,9 @@ class Pool:
         else:
             worker.ready = True
             self._false_starts = 0
+            if self._one_first:
+                self._one_first = False
+                self._start(min(self._count, self._left))
 
     def _limit(self, worker: Worker) -> float:
         return worker.since + (self._timeout if worker.ready else _START_SECONDS)

@@ -19,6 +19,7 @@ from fastmammo.conversion.plan import Plan, remove
 from fastmammo.conversion.pool import Pool, watch_signals
 from fastmammo.conversion.results import Results
 from fastmammo.conversion.summary import Summary, describe
+from fastmammo.conversion.warm import never_compiled
 from fastmammo.errors import ConvertError
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class _Run:
             self.options.worker_count(len(self.plan.todo)),
             self._setup(),
             self.options.timeout_seconds,
+            one_first=never_compiled(),
         )
         restore = watch_signals(lambda number: self._interrupt(pool, number))
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +16,20 @@ _EXPLICIT_LITTLE = b"1.2.840.10008.1.2.1"
 _JPEG2000_LOSSLESS = b"1.2.840.10008.1.2.4.90"
 _LONGER, _SHORTER = 1300, 240
 """Long enough for a search two levels down (`preprocess.roi.roi_level`), as in real mammograms."""
+
+
+def never_compiled() -> bool:
+    """Whether the kernels are surely not compiled yet, as after an installation.
+
+    Numba keeps what it compiles beside the sources, where they can be written to; elsewhere there
+    is no telling, and the answer is no.
+    """
+    folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "decoding", "ebcot")
+    if "NUMBA_CACHE_DIR" in os.environ or not os.access(folder, os.W_OK):
+        return False
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    kept = os.path.join(glob.escape(folder), "__pycache__", f"codeblock.*.{version}.nbi")
+    return not glob.glob(kept)
 
 
 def warm_up_files() -> Iterator[bytes]:

@@ -282,7 +282,7 @@ def _tile_parts(
 def _overrides(view: memoryview, position: int, markers: set[int], defects: list[str]) -> bool:
     """Whether a tile-part header holds COD, COC, RGN, QCD, QCC or POC; adds all to `markers`."""
     found = False
-    while position + 4 <= len(view):
+    while position + 4 <= len(view) or bytes(view[position : position + 2]) == b"\xff\x93":
         marker = u16(view, position)
         if marker == 0xFF93:
             break

@@ -65,7 +65,9 @@ class Config:
         "window:INDEX, lut:INDEX or explanation:TEXT; with a minus in front: --window=-5,100",
     )
     frame: int = _option(0, "index of the frame, in multi-frame files")
-    backend: str = _option("auto", "decoder: auto, numba, openjpeg, imagecodecs, pylibjpeg or numpy")
+    backend: str = _option(
+        "auto", "decoder: auto, numba, openjpeg, imagecodecs, pylibjpeg or numpy"
+    )
     device: str = _option("cpu", "device that decodes and computes", choices=("cpu",), pixels=False)
 
     def __post_init__(self) -> None:

@@ -190,7 +190,11 @@ def _with_constant_background(image: _Image, flags: list[str]) -> tuple[_Image, 
     darkest, peak = int(np.flatnonzero(counts)[0]), int(np.argmax(counts))
     bright = quantile(counts, 900)
     for v, least in ((darkest, 32), (peak, 8)):
-        if 0 < total <= counts[v] * least and v < bright:
+        if not 0 < total <= counts[v] * least:
+            continue
+        others = counts.copy()
+        others[v] = 0  # it may fill so much of the frame that it is the 90th percentile itself
+        if v < quantile(others, 900):
             stored = image.last - v if image.inverted else image.first + v
             background = background | (image.values == stored)
             if 2 * v > bright:
@@ -222,9 +226,12 @@ def _inside_borders(image: _Image, split: Split) -> Box:
     """Return the box that is left when bright lines are cut off the frame's edges.
 
     These are film borders and light that came in beside the collimator: lines nearly all bright,
-    and either even and brighter than tissue, or at an end a few lines on.
+    and either even and brighter than tissue, or at an end a few lines on. Where the line is
+    brighter than tissue by half from end to end, a little air beside it is end enough; but without
+    any it may be the glow of the chest wall.
     """
     bright = image.above(split.threshold)
+    glare = split.tissue + (split.tissue - split.air) // 2
     ends: list[int] = []
     for axis in (0, 1):
         lines, length = image.values.shape[axis], image.values.shape[1 - axis]
@@ -242,7 +249,8 @@ def _inside_borders(image: _Image, split: Split) -> Box:
                 middle = int(np.sort(taken[n])[length // 2])
                 same = int((np.abs(taken[n] - middle) <= tolerance).sum())
                 even = same * 10 >= length * 9 and middle > split.tissue
-                if even or int(near[n : n + 4].min()) < 60:
+                glaring = int((taken[n] > glare).sum()) * 20 >= length * 19
+                if even or int(near[n : n + 4].min()) < (95 if glaring else 60):
                     cut = n + 1
             # a sample of a level spans several pixels: the next one may be half border
             ends.append(cut + 1 if cut else 0)

@@ -21,6 +21,16 @@ DENSITIES: dict[str, tuple[float, float]] = {
 }
 """The share of gland by BI-RADS density (fatty to extremely dense), in the units of `_gland`."""
 
+_NETS = (
+    (26.0, 0.30, 0.045, 0.75, 0.5),
+    (10.0, 0.35, 0.110, 0.60, 1.2),
+    (6.0, 0.45, 0.150, 0.50, 2.0),
+    (4.0, 0.60, 0.200, 0.40, 2.0),
+)
+"""Vessels and ligaments, and the fine mesh of septa in fat: a net's longest wave in mm, how much
+it is drawn out (1: not at all), its strands' width relative to the fields, weight, and how softly
+the gaps begin."""
+
 
 def make_tissue(
     grid: Grid, breast: Breast, generator: np.random.Generator, density: str | None = None
@@ -88,22 +98,31 @@ def _gland(
 
 
 def _strands(grid: Grid, fan: tuple[Field, Field], generator: np.random.Generator) -> Field:
-    """Ligaments, ducts and vessels: level curves of smooth fields, drawn out towards the nipple."""
+    """Ligaments, ducts and vessels: nets whose meshes are drawn out towards the nipple.
+
+    A net is where the two largest of three smooth fields are equal: its strands meet in threes,
+    as septa do. Level curves of one field would be loops, which no breast has. Nets of several
+    sizes lie over each other, as in a projection.
+    """
     shape = fan[0].shape
     mm = 1 / grid.pitch
-    present = power_law(generator, shape, beta=3.0, longest=35 * mm, shortest=3 * mm)
+    half = shape[0] // 2 + 1, shape[1] // 2 + 1  # smooth fields need no more points
+    present = power_law(generator, shape, beta=3.0, longest=25 * mm, shortest=2 * mm)
     total = np.zeros(shape, dtype=np.float32)
-    for size, stretch, width, weight in (
-        (24.0, 0.16, 0.03, 1.0),
-        (13.0, 0.24, 0.045, 0.8),
-        (7.0, 0.36, 0.06, 0.6),
-    ):
-        field = power_law(generator, shape, beta=5.0, longest=size * mm, shortest=size / 6 * mm)
-        field = sample(field, fan[0], fan[1] * np.float32(stretch))
-        for level in (-0.45, 0.05, 0.5):
-            present = np.roll(present, shape[0] // 3, axis=0)  # other gaps for each curve
-            total += weight * ridges(field - np.float32(level), width) * _soft_step(present, 0.5)
-    # curves thinner than a grid point would come out dotted
+    for size, stretch, width, weight, gaps in _NETS:
+        first, second, third = (
+            sample(
+                power_law(generator, half, beta=4.0, longest=size * mm / 2, shortest=size * mm / 8),
+                fan[0] * np.float32(0.5),
+                fan[1] * np.float32(stretch / 2),
+            )
+            for _ in range(3)
+        )
+        high, low = np.maximum(first, second), np.minimum(first, second)
+        ahead = np.maximum(high, third) - np.maximum(low, np.minimum(high, third))
+        present = np.roll(present, shape[0] // 3, axis=0)  # other gaps for each net
+        total += weight * ridges(ahead, width) * _soft_step(present, gaps)
+    # strands thinner than a grid point would come out dotted
     return blur(blur(total))
 
 
