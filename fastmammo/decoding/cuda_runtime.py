@@ -1,0 +1,193 @@
+"""What the decoders need of CUDA: streams, events, memory; in one small interface, given by CuPy.
+
+The interface is as small as it is so that a test can put another in its place: what happens to
+frames in flight is then tested without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+from fastmammo.errors import BackendUnavailableError, ConfigError, DeviceMemoryError
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+DeviceArray: TypeAlias = Any
+"""A cupy.ndarray, or whatever offers __cuda_array_interface__ (a torch tensor on a GPU does)."""
+
+
+class Event(Protocol):
+    """A point in a stream: cupy.cuda.Event."""
+
+    @property
+    def done(self) -> bool: ...
+    def synchronize(self) -> None: ...
+
+
+class Stream(Protocol):
+    """A queue of GPU work: cupy.cuda.Stream."""
+
+    @property
+    def ptr(self) -> int: ...
+    def record(self, event: Any) -> Any: ...
+    def wait_event(self, event: Any) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """One device."""
+
+    failures: tuple[type[Exception], ...]
+    """What its calls, and those of streams and events, raise where CUDA fails."""
+
+    def bind(self) -> None:
+        """Make the device current in the calling thread."""
+
+    def new_stream(self) -> Stream:
+        """Return a stream of its own that does not wait for the default stream."""
+
+    def new_event(self) -> Event:
+        """Return an event that lets the thread sleep which waits for it."""
+
+    def stream_of(self, stream: Any) -> Stream:
+        """Return the caller's stream: a CuPy or torch stream, its address, or None: the current."""
+
+    def empty(self, shape: tuple[int, int], dtype: DTypeLike, stream: Stream) -> DeviceArray:
+        """Return memory that may be used in the order of `stream`, or raise DeviceMemoryError."""
+
+    def release_cached(self) -> None:
+        """Give memory that nobody uses back to the device."""
+
+    def free_bytes(self) -> int:
+        """Return how much of the device's memory is free."""
+
+
+class Target(NamedTuple):
+    """Where the samples go: device memory of the caller."""
+
+    pointer: int
+    pitch: int
+    """Bytes from one row to the next."""
+
+
+def target_of(array: DeviceArray, shape: tuple[int, int], dtype: DTypeLike) -> Target:
+    """Return where an array's samples lie, by its __cuda_array_interface__.
+
+    Raises:
+        ConfigError: it is no device array, or not of this shape and type, or its rows have gaps
+            within.
+    """
+    facts = getattr(array, "__cuda_array_interface__", None)
+    wanted = np.dtype(dtype)
+    if facts is None:
+        raise ConfigError(f"out: got {type(array).__name__}, wanted an array on the device")
+    found = tuple(facts["shape"]), np.dtype(facts["typestr"])
+    strides = facts.get("strides") or (shape[1] * wanted.itemsize, wanted.itemsize)
+    if found != (shape, wanted):
+        raise ConfigError(f"out: got {found[1]} {found[0]}, wanted {wanted} {shape}")
+    if strides[1] != wanted.itemsize or strides[0] < shape[1] * wanted.itemsize:
+        raise ConfigError(f"out: strides {strides}, wanted rows whose samples follow each other")
+    return Target(facts["data"][0], strides[0])
+
+
+class _Address:
+    """A stream known by its address alone, in the form that CuPy takes (CUDA stream protocol)."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._address
+
+
+class CupyRuntime:
+    """CUDA by CuPy on one device."""
+
+    def __init__(self, device: int = 0) -> None:
+        """Load CuPy.
+
+        Raises:
+            BackendUnavailableError: CuPy or the device is not there.
+        """
+        if (reason := missing()) is not None:
+            raise BackendUnavailableError(f"CUDA: {reason}")
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+        if not 0 <= device < count:
+            raise BackendUnavailableError(
+                f"CUDA device {device}: there are {count}, counted from 0; "
+                "CUDA_VISIBLE_DEVICES names those that this process may use"
+            )
+        self._cupy = cupy
+        self.device = device
+        self.failures: tuple[type[Exception], ...] = (cupy.cuda.runtime.CUDARuntimeError,)
+
+    def bind(self) -> None:
+        self._cupy.cuda.Device(self.device).use()
+
+    def new_stream(self) -> Stream:
+        stream: Stream = self._cupy.cuda.Stream(non_blocking=True)
+        return stream
+
+    def new_event(self) -> Event:
+        event: Event = self._cupy.cuda.Event(block=True, disable_timing=True)
+        return event
+
+    def stream_of(self, stream: Any) -> Stream:
+        cuda = self._cupy.cuda
+        if stream is None:
+            found = cuda.get_current_stream()
+        elif hasattr(stream, "ptr"):
+            found = stream
+        elif hasattr(stream, "__cuda_stream__"):
+            found = cuda.Stream.from_external(stream)
+        else:  # an older torch stream, or an address
+            found = cuda.Stream.from_external(_Address(int(getattr(stream, "cuda_stream", stream))))
+        kept: Stream = found
+        return kept
+
+    def empty(self, shape: tuple[int, int], dtype: DTypeLike, stream: Stream) -> DeviceArray:
+        try:
+            with stream:  # type: ignore[attr-defined]  # CuPy's pool keeps memory by stream
+                return self._cupy.empty(shape, dtype)
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"device {self.device} has no memory for {shape[0]} x {shape[1]} samples of "
+                f"{np.dtype(dtype)}: {error}"
+            ) from error
+
+    def release_cached(self) -> None:
+        self._cupy.get_default_memory_pool().free_all_blocks()
+
+    def free_bytes(self) -> int:
+        return int(self._cupy.cuda.runtime.memGetInfo()[0])
+
+
+@functools.cache
+def runtime_of(device: int) -> CupyRuntime:
+    """Return the one CupyRuntime of a device; raises as its constructor does."""
+    return CupyRuntime(device)
+
+
+@functools.cache
+def missing() -> str | None:
+    """Return None if CuPy and a CUDA device can be used, else what is lacking and how to get it.
+
+    Asked once a process. It starts the CUDA driver in this process, which must not fork afterwards.
+    """
+    install = "pip install cupy-cuda12x (or cupy-cuda13x for CUDA 13)"
+    if importlib.util.find_spec("cupy") is None:
+        return install
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy cannot be loaded ({error}): {install}"
+    if not cupy.is_available():
+        return "no CUDA device that CuPy can use: nvidia-smi shows whether driver and GPU are there"
+    return None
