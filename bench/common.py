@@ -29,7 +29,10 @@ def machine() -> dict[str, Any]:
         )
     except (OSError, StopIteration):
         pass
-    packages = ("fastmammo", "numpy", "numba", "pydicom", "imagecodecs", "pylibjpeg-openjpeg")
+    packages = (
+        *("fastmammo", "numpy", "numba", "pydicom", "imagecodecs"),
+        *("pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "opencv-python-headless", "joblib"),
+    )
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),

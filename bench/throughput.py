@@ -25,6 +25,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, help="real files, instead of phantoms")
     parser.add_argument("--save", action="store_true", help="write bench/results/throughput.json")
     options = parser.parse_args(arguments)
+    absent = [name for name in ("cv2", "joblib", "pylibjpeg") if find_spec(name) is None]
+    if absent:
+        parser.error(f"`ordinary` needs {', '.join(absent)}: pip install -e '.[dev]'")
     result: dict[str, Any] = {
         "machine": machine(),
         "workers": options.workers,

@@ -249,6 +249,12 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
         help="write the pixels in every lossless syntax too, and prove that images are identical",
     )
     parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="cuda: verify the GPU's routes too, against the CPU's",
+    )
+    parser.add_argument(
         "--picture", default=None, metavar="DIR", help="write a picture of each difference there"
     )
     parser.add_argument(
@@ -279,6 +285,7 @@ def _verify(parsed: argparse.Namespace) -> int:
         image_root=parsed.image_root,
         path_column=parsed.path_column,
         follow_links=parsed.follow_links,
+        device=parsed.device,
         progress=None if parsed.quiet else progress,
     )
     print(json.dumps(found.to_dict(), indent=2) if parsed.json else found.text())

@@ -55,7 +55,7 @@ class Batches:
     """Finished images and their labels, batch by batch; each pass over it is an epoch.
 
     What `mammograms` feeds DALI with. It is an iterable of its own, needs no DALI, and gives
-    (images, labels): (N, H, W, 1) uint8 or uint16, NumPy's, or CuPy's for a Preprocessor on a GPU;
+    (images, labels): (N, H, W, 1) of the Preprocessor's dtype, NumPy's, or CuPy's for one on a GPU;
     and (N, ...) of the labels' type. Every batch but the last has `batch_size` images.
 
     Args:
@@ -113,6 +113,8 @@ class Batches:
             raise ConfigError(f"shard, shards: got {shard} of {shards}, wanted 0 <= shard < shards")
         if layout not in ("HWC", "CHW"):
             raise ConfigError(f"layout: got {layout!r}, allowed are HWC, CHW")
+        if preprocessor.output.dtype == "bfloat16":
+            raise ConfigError("dtype: got 'bfloat16', which DALI lacks; wanted float16 or float32")
         self.preprocessor = preprocessor
         self.layout = layout
         self.batch_size = batch_size
@@ -161,7 +163,16 @@ class Batches:
         on_cpu = self.device == "cpu"
         size = 1 if on_cpu else self.batch_size
         config, threads = self.preprocessor.config, self.preprocessor.workers
-        prepare = Preprocessor(config, workers=1 if on_cpu else threads, on_error="collect")
+        output = self.preprocessor.output
+        prepare = Preprocessor(
+            config,
+            workers=1 if on_cpu else threads,
+            on_error="collect",
+            dtype=output.dtype,
+            normalisation=(output.scale, output.offset),
+            tensors="cupy",
+            memory_budget_mb=output.budget_bytes and output.budget_bytes >> 20,
+        )
         ahead = self.look_ahead * self.batch_size // size
         pool = ThreadPoolExecutor(threads if on_cpu else self.look_ahead)
         waiting: deque[tuple[list[int], Any]] = deque()
@@ -226,7 +237,7 @@ def mammograms(
         preprocessor: makes the images; by default `Preprocessor()`.
 
     Returns:
-        images: (H, W, 1) uint8 or uint16 a sample, on the Preprocessor's device.
+        images: (H, W, 1) a sample, of the Preprocessor's dtype, on the Preprocessor's device.
         labels: one row a sample, on the same device.
 
     Raises:

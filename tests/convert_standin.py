@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmammo.errors import CorruptCodestreamError, NotDicomError
+from fastmammo.errors import CorruptCodestreamError, DeviceError, NotDicomError
 from fastmammo.preprocess import Config
 from fastmammo.preprocess.geometry import EDGES
 
@@ -115,6 +115,23 @@ class StandIn:
         if not os.path.exists(marker):
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def do_gpu(self, path: str, value: str) -> None:
+        """Note which GPU is this process's; lose it, so many times over all processes."""
+        times, folder = value.split(",")
+        seen = f"{os.getpid()}-{os.environ.get('CUDA_VISIBLE_DEVICES')}-{Path(path).name}"
+        Path(folder, f"seen-{seen}").touch()
+        tries = len(list(Path(folder).glob(f"lost-{Path(path).name}-*")))
+        if tries < int(times):
+            Path(folder, f"lost-{Path(path).name}-{tries}").touch()
+            raise DeviceError(f"{path}: an illegal memory access was encountered")
+
+    def do_pair(self, _: str, folder: str) -> None:
+        """Wait until a second process has a file in hand too."""
+        end = time.monotonic() + 60
+        while len({p.name.split("-")[1] for p in Path(folder).glob("seen-*")}) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
     def do_wait(self, _: str, folder: str) -> None:
         """Say that the file is in hand, and wait until the test lets it go."""

@@ -237,6 +237,19 @@ def test_ways_to_name_a_file(tmp_path: Path, src: Path, text: str) -> None:
     assert sorted(mapped) == sorted(["12.000", "0.000", "24.000", "16.000"])
 
 
+def test_names_without_a_suffix(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    root.mkdir()
+    for name in ("IMG0001", "1.2.840.55", "1.2.840.56.dcm"):
+        (root / name).write_text(f"DICM side:L {name}")
+    rows = "".join(f"{name},0,10,60,90\n" for name in ("IMG0001", "1.2.840.55", "1.2.840.56"))
+    given = table(tmp_path, "image_id,x0,y0,x1,y1\n" + rows + "1.2.840,0,10,60,90\n")
+    run(root, tmp_path / "dst", boxes=given)
+    found = {row["image_id"]: row["reason"] for row in rows_of(tmp_path / "dst" / "boxes.csv")}
+    expected = dict.fromkeys(("IMG0001", "1.2.840.55", "1.2.840.56"), "")
+    assert found == {**expected, "1.2.840": "no such file"}
+
+
 def test_a_list_with_a_root_and_a_deeper_tree(tmp_path: Path, src: Path) -> None:
     listed = tmp_path / "list.csv"
     listed.write_text("where\np1/a.dcm\np1/b.dcm\n")

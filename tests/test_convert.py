@@ -675,3 +675,16 @@ def test_every_option_has_its_help() -> None:
     from dataclasses import fields
 
     assert all(each.metadata["help"] for each in fields(ConvertOptions))
+
+
+def test_the_summary_names_what_failed(tmp_path: Path) -> None:
+    src = make(tmp_path / "src", "a.dcm")
+    make(tmp_path / "src", *(f"bad{i}.dcm" for i in range(5)), text="DICM broken")
+    summary = run(src, tmp_path / "dst")
+    assert summary.failed >= 5
+    assert len(summary.failures) == 3
+    text = summary.text()
+    for path, message in summary.failures:
+        assert f"  {path}: {message}" in text
+        assert message
+    assert f"and {summary.failed - 3} more that failed: see the manifest" in text

@@ -14,7 +14,7 @@ import pytest
 
 import fastmammo
 import fastmammo.dali
-from fastmammo.decoding import dali, nvidia_libraries
+from fastmammo.decoding import cuda_runtime, dali, nvidia_libraries
 from fastmammo.decoding.backends import choose
 from fastmammo.dicom.codestream import inspect_codestream
 from fastmammo.errors import (
@@ -308,7 +308,7 @@ def test_a_bad_frame_in_its_cpu_pipeline_costs_itself(wheel: None) -> None:
 
 
 def test_without_a_device_it_says_so(wheel: None) -> None:
-    if nvidia_libraries.without_device() is None:
+    if cuda_runtime.missing() is None:
         pytest.skip("there is a device")
     with pytest.raises(BackendUnavailableError, match="DALI cannot build a pipeline on device 0"):
         list(dali.Decoder(0).decode([frame(12)[0]]))

@@ -176,6 +176,11 @@ def patched_stream(data: bytes, marker: bytes, at: int, value: bytes) -> memoryv
         (b"\xff\x51", 0, b"\xff\x64", "no SIZ marker"),
         (b"\xff\x52", 0, b"\xff\x63", "no COD or no QCD"),
         (b"\xff\x64", 0, b"\xff\x60", "marker FF60 at byte"),
+        (b"\xff\x51", 22, b"\x00\x00\x00\x20", "more than one tile or component"),
+        (b"\xff\x51", 38, b"\x00\x03", "more than one tile or component"),
+        (b"\xff\x51", 40, b"\x50", "81 bits a sample, 16 at most"),
+        (b"\xff\x52", 12, b"\x08", "style 8 or wavelet 1"),
+        (b"\xff\x52", 13, b"\x00", "style 0 or wavelet 0"),
         (b"\xff\x52", 9, b"\x21", "33 levels"),
         (b"\xff\x52", 6, b"\0\0", "0 layers"),
         (b"\xff\x52", 10, b"\x0a\x0a", "4096 x 4096"),
@@ -263,3 +268,39 @@ def test_it_is_a_backend() -> None:
     assert BACKENDS["numba"] is numba
     assert numba.missing() is None
     assert numba.version().startswith("numba ")
+
+
+def test_a_stream_that_breaks_off_is_damaged_at_every_level() -> None:
+    """Also where the levels that are wanted lie before the break."""
+    data, c = encoded(noise(90, 90, 12), 12)
+    short = data[: len(data) - 52] + b"\xff\xd9"
+    body = len(short) - 2 - short.index(b"\xff\x90")
+    short = bytes(patched_stream(short, b"\xff\x90", 6, body.to_bytes(4, "big")))
+    for level in range(4):
+        with pytest.raises(CorruptCodestreamError, match="its packets break off"):
+            numba.decode(short, dataclasses.replace(c, length=len(short)), level)
+
+
+def test_a_failure_leaves_no_half_of_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmammo.decoding.ebcot import wavelet
+
+    data, c = encoded(noise(90, 90, 12), 12)
+    pyramid, real = numba.Pyramid(data, c), wavelet.finer
+
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    pyramid.decode(3)
+    monkeypatch.setattr(wavelet, "finer", fails)
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            pyramid.decode(1)
+    monkeypatch.setattr(wavelet, "finer", real)
+    np.testing.assert_array_equal(pyramid.decode(1), openjpeg.decode(data, c, 1))
+
+
+def test_packets_beyond_number_are_refused() -> None:
+    _, c = encoded(noise(90, 90, 12), 12)
+    assert numba.refuses(c) is None
+    reason = numba.refuses(dataclasses.replace(c, packets=1 << 20))
+    assert reason == "1048576 packets, 131072 at most"

@@ -330,3 +330,9 @@ def test_real_files(data) -> None:
         m.frame(2)
     with pytest.raises(TruncatedFileError, match="claims 8192 bytes, 8130 are left"):
         read(data / "pydicom" / "MR_truncated.dcm")
+
+
+def test_a_spacing_of_no_detector_is_ignored(pixels: np.ndarray) -> None:
+    m = read(write_dicom(pixels, attributes={"ImagerPixelSpacing": ["1e300", "1e300"]}))
+    assert m.imager_pixel_spacing is None
+    assert any("no detector's: ignored" in note for note in m.notes)

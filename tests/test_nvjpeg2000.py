@@ -221,16 +221,20 @@ def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_without_cupy_or_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = cuda_runtime.missing.__wrapped__
+    absent = cuda_runtime.missing
     monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda _: None)
-    assert absent() == "pip install cupy-cuda12x (or cupy-cuda13x for CUDA 13)"
+    assert absent() == "CuPy: pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+    with pytest.raises(
+        BackendUnavailableError, match=r"device 'cuda' is missing CuPy: pip install"
+    ):
+        cuda_runtime.require()
     monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda _: object())
     cupy = types.ModuleType("cupy")
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     cupy.is_available = lambda: False  # type: ignore[attr-defined]
-    assert "no CUDA device that CuPy can use" in (absent() or "")
+    assert "a CUDA device: CuPy sees none" in (absent() or "")
     monkeypatch.setitem(sys.modules, "cupy", None)
-    assert "CuPy cannot be loaded" in (absent() or "")
+    assert "CuPy, which cannot be loaded" in (absent() or "")
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     cupy.is_available = lambda: True  # type: ignore[attr-defined]
     assert absent() is None

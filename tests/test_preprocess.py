@@ -245,7 +245,7 @@ def test_window_errors_name_the_file(tmp_path) -> None:
         ({"margin": 2}, "margin: got 2, allowed is 0.0 to 0.5"),
         ({"frame": -1}, "frame: got -1"),
         ({"backend": "kakadu"}, "backend: got 'kakadu'"),
-        ({"device": "cuda"}, "device: got 'cuda', allowed are cpu"),
+        ({"device": "tpu"}, "device: got 'tpu', allowed are cpu, cuda, auto"),
         ({"workers": 0}, "workers: got 0"),
         ({"on_error": "ignore"}, "on_error: got 'ignore'"),
         ({"colour": 1}, "colour: no such setting; there are size, bits"),
@@ -262,3 +262,26 @@ def test_the_digest_covers_what_changes_pixels() -> None:
     for change in ({"size": (512, 512)}, {"bits": 16}, {"flip": "left"}, {"window": "minmax"}):
         assert dataclasses.replace(base, **change).digest() != base.digest()
     assert fastmammo.Config(**{**base.to_dict(), "size": (1024, 512)}) == base
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_canvas_continues_the_air_around_the_breast(kind: str, bits: int) -> None:
+    """A SIGMOID window leaves air above black; an edge there would tell the vendor."""
+    made = phantom(640, 512, seed=1).pixels.astype(np.int32)
+    top = int(made.max())
+    values = (top - made if kind == "MONOCHROME1" else made).astype(np.uint16)
+    data = write_dicom(
+        values,
+        photometric_interpretation=kind,
+        window_center=top // 2,
+        window_width=top,
+        voi_lut_function="SIGMOID",
+    )
+    prepared = Preprocessor(size=(128, 128), bits=bits, workers=1).prepare(data)
+    top_row, left, bottom, right = prepared.geometry.placed
+    assert (left, right) != (0, 128)
+    canvas = np.delete(prepared.image, np.s_[left:right], axis=1)
+    inside = prepared.image[top_row:bottom, left:right]
+    assert canvas.min() == canvas.max() == prepared.voi.black > 0
+    assert abs(int(np.percentile(inside, 5)) - int(canvas[0, 0])) <= (1 if bits == 8 else 60)

@@ -129,7 +129,7 @@ class Boxes:
                 for name in (each.path, each.listed, each.source):
                     add(name, each)
             elif kind == "image_id" and not _no_image(results.get(each.path)):
-                add(each.image_id or os.path.basename(each.path).rpartition(".")[0], each)
+                add(each.image_id or _stem(each.path), each)
             elif kind == "sop_instance_uid":
                 record = (results.get(each.path) or {}).get("record", {})
                 add(record.get("sop_instance_uid", ""), each)
@@ -151,6 +151,13 @@ class Boxes:
             return found[0], ""
 
         return find
+
+
+def _stem(path: str) -> str:
+    """Return a file's name without the suffix of DICOM: of 1.2.840.1.dcm and 1.2.840.1 the same."""
+    name = os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in (".dcm", ".dicom", ".ima", ".dic") else name
 
 
 def read_boxes(path: str, dst: str, *, image_root: str | None, path_column: str | None) -> Boxes:

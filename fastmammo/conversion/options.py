@@ -47,7 +47,7 @@ class ConvertOptions:
     memory_limit_mb: int = _option(
         4096,
         "address space of a worker, in MiB: a file that needs more is failed as out of memory (or "
-        "as the codec's words have it); 0: no limit",
+        "as the codec's words have it); 0: no limit; on cuda there is none",
     )
     compare: str = _option(
         "stat",

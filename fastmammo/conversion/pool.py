@@ -17,7 +17,7 @@ from fastmammo.conversion.process import Worker
 from fastmammo.errors import WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Message = dict[str, Any]
 
@@ -34,19 +34,28 @@ class Pool:
 
     A worker that dies has its file tried once more by a new one, since someone may have killed it
     (the system, short of memory); when that dies too the file has failed. A worker that is over
-    its time is killed and its file has failed. Everything else goes on.
+    its time is killed and its file has failed. A worker that says it is "ending" is replaced, and
+    with "again" its file is tried once more, as by one that died. Everything else goes on.
 
     Args:
         workers: number of processes.
         setup: what `worker.main` is told first; JSON-able.
         timeout_seconds: for one file; infinity for no limit.
+        environments: variables of the workers' own, taken in turn: a GPU each.
         one_first: start one worker, and the others when it is ready: it then compiles what each
             would compile for itself.
     """
 
     def __init__(
-        self, workers: int, setup: Message, timeout_seconds: float, *, one_first: bool = False
+        self,
+        workers: int,
+        setup: Message,
+        timeout_seconds: float,
+        *,
+        environments: Sequence[dict[str, str]] = (),
+        one_first: bool = False,
     ) -> None:
+        self._environments = environments
         self._setup = setup
         self._count = workers
         self._one_first = one_first
@@ -110,7 +119,12 @@ class Pool:
 
     def _start(self, count: int) -> None:
         while len(self._workers) < count:
-            self._workers.append(Worker(self._setup))  # owned at once: the next may not start
+            worker = self._new(len(self._workers))
+            self._workers.append(worker)  # owned at once: the next may not start
+
+    def _new(self, place: int) -> Worker:
+        own = self._environments
+        return Worker(self._setup, own[place % len(own)] if own else None)
 
     def _hand_out(self, queue: Iterator[Message]) -> None:
         # One task a worker and none waiting in its pipe: the parent answers within a fraction of a
@@ -149,11 +163,16 @@ class Pool:
             return
         if worker.task:
             task, worker.task = worker.task, None
-            ending = message.pop("ending", False)
-            yield {**task, **message}
+            ending, again = message.pop("ending", False), message.pop("again", False)
+            if again:
+                worker.task = task
+            else:
+                yield {**task, **message}
             if ending:
                 worker.end()
-                self._replace(worker, try_again=False)
+                failed = self._replace(worker, try_again=again)
+                if failed is not None:
+                    yield {**failed, **message}
         else:
             worker.ready = True
             self._false_starts = 0
@@ -203,7 +222,7 @@ class Pool:
         if self._stopping or not self._left:
             del self._workers[index]
         else:
-            self._workers[index] = Worker(self._setup)
+            self._workers[index] = self._new(index)
         return task
 
 

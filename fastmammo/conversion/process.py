@@ -35,11 +35,15 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "
 class Worker:
     """One process, its pipe, and the task it has in hand.
 
+    Args:
+        setup: what `worker.main` is told first.
+        environment: variables of its own, beside the parent's.
+
     Raises:
         OSError: the system gives no more processes, descriptors or memory.
     """
 
-    def __init__(self, setup: Message) -> None:
+    def __init__(self, setup: Message, environment: dict[str, str] | None = None) -> None:
         self.task: Message | None = None
         self.ready = False
         self.since = time.monotonic()
@@ -62,7 +66,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # a codec that prints must not spoil the results
                 stderr=error,
-                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1")},
+                env={**os.environ, **dict.fromkeys(_ONE_THREAD, "1"), **(environment or {})},
                 start_new_session=True,  # Ctrl-C in a terminal is for the parent
             )
         except BaseException:

@@ -18,8 +18,9 @@ from fastmammo.conversion.packed import Packed
 from fastmammo.conversion.plan import Plan, remove
 from fastmammo.conversion.pool import Pool, watch_signals
 from fastmammo.conversion.results import Results
-from fastmammo.conversion.summary import Summary, describe
+from fastmammo.conversion.summary import SHOWN, Summary, describe
 from fastmammo.conversion.warm import never_compiled
+from fastmammo.decoding import cuda_runtime
 from fastmammo.errors import ConvertError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def convert(
         preprocessor: "module:class" of what prepares an image, imported by each worker.
 
     Raises:
+        BackendUnavailableError: device "cuda", and CuPy or a GPU is not there.
         ConfigError: a setting is not allowed, or the table of boxes is of no use.
         ConvertError: the run cannot start or go on: SRC is empty, DST is in use by another run,
             cannot be written or is full; with `fail_fast`, a file failed. What is done stays done.
@@ -75,7 +77,9 @@ def convert(
     """
     from fastmammo.preprocess import Config
 
-    config = config or Config()
+    config = (config or Config()).resolved()
+    if config.device == "cuda":
+        cuda_runtime.require()
     options = options or ConvertOptions()
     for name, path in (("SRC", src), ("DST", dst)):
         if not os.fspath(path):  # a variable that is not set must not mean the current folder
@@ -161,6 +165,7 @@ class _Run:
             self.options.worker_count(len(self.plan.todo)),
             self._setup(),
             self.options.timeout_seconds,
+            environments=self._environments(),
             one_first=never_compiled(),
         )
         restore = watch_signals(lambda number: self._interrupt(pool, number))
@@ -189,13 +194,20 @@ class _Run:
             f"{self.dst}: make room or mend the cause, then run the same command again to go on"
         )
 
+    def _environments(self) -> list[dict[str, str]]:
+        """Return what gives each worker one GPU."""
+        if self.config.device != "cuda":
+            return []
+        return [{"CUDA_VISIBLE_DEVICES": name} for name in cuda_runtime.visible_devices()]
+
     def _setup(self) -> Message:
         return {
             "config": self.config.to_dict(),
             "preprocessor": self.preprocessor,
             "partial_folder": self.journal.partial_folder,
             "format": self.options.format,
-            "memory_limit_mb": self.options.memory_limit_mb,
+            # CUDA maps all memory, the host's and every GPU's, into each process's addresses
+            "memory_limit_mb": 0 if self.config.device == "cuda" else self.options.memory_limit_mb,
             "filters": [each.to_dict() for each in self.options.filters],
         }
 
@@ -275,6 +287,17 @@ class _Run:
         found = self.boxes.write(self.dst, self.inputs, self.results, size, row, packed=packed)
         self.box_outcomes = found
 
+    def _failures(self) -> list[tuple[str, str]]:
+        found = []
+        for each in self.inputs:
+            entry = self.results.get(each.path) or {}
+            if entry.get("status") == "failed":
+                message = str(entry.get("message", "")).splitlines()
+                found.append((each.path, message[0] if message else str(entry.get("reason", ""))))
+            if len(found) == SHOWN:
+                break
+        return found
+
     def _summary(self) -> Summary:
         statuses: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
@@ -293,6 +316,7 @@ class _Run:
             merged_rows=sum(each.rows - 1 for each in self.inputs),
             again=self.plan.again,
             reasons=dict(sorted(reasons.items())),
+            failures=self._failures(),
             seconds=round(seconds, 3),
             images_per_second=round(self.ok / seconds, 3) if seconds > 0 else 0.0,
             signal=self.signal,

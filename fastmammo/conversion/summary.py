@@ -6,6 +6,9 @@ import signal
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+SHOWN = 3
+"""Failed files that a summary names; the manifest has all."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -27,6 +30,8 @@ class Summary:
     """Done again although an earlier run had them, by cause."""
     reasons: dict[str, int] = field(default_factory=dict)
     """How many files failed or were skipped, by reason."""
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    """(path, message) of the first SHOWN files that failed, in the manifest's order."""
     seconds: float = 0.0
     images_per_second: float = 0.0
     """`converted`, divided by the run's time."""
@@ -72,6 +77,11 @@ class Summary:
             rows = _count(self.merged_rows, "row")
             lines.append(f"{rows} merged: of a file that several rows name, one image is made")
         lines += [f"  {count} {reason}" for reason, count in self.reasons.items()]
+        lines += [f"  {path}: {message}" for path, message in self.failures]
+        if self.failed > len(self.failures) > 0:
+            lines.append(
+                f"  and {self.failed - len(self.failures)} more that failed: see the manifest"
+            )
         if self.ok == 0 and not self.signal:
             lines.append("no image was converted")
         if self.orphans:

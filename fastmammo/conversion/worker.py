@@ -22,7 +22,13 @@ from typing import TYPE_CHECKING, Any
 from fastmammo.conversion.filters import guarded
 from fastmammo.conversion.warm import warm_up_files
 from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
-from fastmammo.errors import FastMammoError, FilteredError, NotDicomError, NotImageError
+from fastmammo.errors import (
+    DeviceError,
+    FastMammoError,
+    FilteredError,
+    NotDicomError,
+    NotImageError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,6 +159,10 @@ def process(
     except FastMammoError as error:
         none = isinstance(error, NotDicomError)
         skipped = isinstance(error, (NotImageError, FilteredError)) or (none and not task["meant"])
+        if isinstance(error, DeviceError):
+            # After most CUDA errors this process can use the GPU no more: a new one goes on, and
+            # tries this file once, which may have had no part in it.
+            reply |= {"ending": True, "again": True}
         if isinstance(error, FilteredError):
             reply["record"] = error.facts
         reply |= _ended("skipped" if skipped else "failed", error.reason, str(error), task)

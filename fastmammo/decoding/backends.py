@@ -6,9 +6,18 @@ version(), decode(data, codestream, level, threads) and pyramid.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from fastmammo.decoding import imagecodecs, native, numba, openjpeg, pylibjpeg
+from fastmammo.decoding import (
+    dali,
+    imagecodecs,
+    native,
+    numba,
+    nvimgcodec,
+    nvjpeg2000,
+    openjpeg,
+    pylibjpeg,
+)
 from fastmammo.errors import BackendUnavailableError, ConfigError, UnsupportedSyntaxError
 
 if TYPE_CHECKING:
@@ -43,12 +52,16 @@ class Backend(Protocol):
     def version(self) -> str: ...
     def decode(
         self, data: bytes | memoryview, codestream: Codestream, level: int = 0, threads: int = 1, /
-    ) -> NDArray[np.generic]: ...
+    ) -> Any:
+        """Return a NumPy array; a CuPy array, where DEVICE is "cuda"."""
 
 
 BACKENDS: Mapping[str, Backend] = {
     module.NAME: cast("Backend", module)
-    for module in (native, numba, openjpeg, imagecodecs, pylibjpeg)
+    for module in (
+        *(native, numba, openjpeg, imagecodecs, pylibjpeg),
+        *(nvjpeg2000, nvimgcodec, dali),
+    )
 }
 
 PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -62,6 +75,11 @@ PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
     # OpenJPH is three times as fast as OpenJPEG for the whole frame, but only OpenJPEG's
     # levels are right: it comes first where a level is wanted.
     ("htj2k", "cpu"): ("imagecodecs", "openjpeg", "pylibjpeg"),
+    # no figures yet: levels first, then the library that DALI decodes through, then DALI
+    ("jpeg", "cuda"): ("nvimgcodec", "dali"),
+    ("jpeg-lossless", "cuda"): ("nvimgcodec", "dali"),
+    ("jpeg2000", "cuda"): ("nvjpeg2000", "nvimgcodec", "dali"),
+    ("htj2k", "cuda"): ("nvjpeg2000", "nvimgcodec", "dali"),
 }
 
 
@@ -71,15 +89,18 @@ def choose(
     """Return the backend that decodes this codestream on this device.
 
     Args:
+        device: "cpu" or "cuda". A CPU backend may be asked for by name on both.
         levels: prefer a backend that decodes at 1/2^level, where there is one.
 
     Raises:
-        ConfigError: no backend has that name.
+        ConfigError: no backend has that name, or it needs another device.
         UnsupportedSyntaxError: none can decode it; the message has a line for each.
         BackendUnavailableError: one could, but is not installed; the message says how to get it.
     """
     if backend != "auto" and backend not in BACKENDS:
         raise ConfigError(f"backend {backend!r}: allowed are auto, {', '.join(BACKENDS)}")
+    if backend != "auto" and device == "cpu" and BACKENDS[backend].DEVICE != "cpu":
+        raise ConfigError(f"backend {backend!r} decodes on a GPU, device is 'cpu': wanted 'cuda'")
     names = PREFERENCE.get((codestream.format, device), ())
     if levels:
         names = tuple(sorted(names, key=lambda name: not BACKENDS[name].LEVELS))

@@ -6,16 +6,28 @@ frames in flight is then tested without a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from fastmammo.errors import BackendUnavailableError, ConfigError, DeviceMemoryError
+from fastmammo.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    DeviceError,
+    DeviceMemoryError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import DTypeLike
+
+INSTALL = "pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+"""The command that brings CuPy and NVIDIA's decoders."""
 
 DeviceArray: TypeAlias = Any
 """A cupy.ndarray, or whatever offers __cuda_array_interface__ (a torch tensor on a GPU does)."""
@@ -175,19 +187,60 @@ def runtime_of(device: int) -> CupyRuntime:
     return CupyRuntime(device)
 
 
-@functools.cache
 def missing() -> str | None:
     """Return None if CuPy and a CUDA device can be used, else what is lacking and how to get it.
 
-    Asked once a process. It starts the CUDA driver in this process, which must not fork afterwards.
+    It starts the CUDA driver in this process, which must not fork afterwards.
     """
-    install = "pip install cupy-cuda12x (or cupy-cuda13x for CUDA 13)"
     if importlib.util.find_spec("cupy") is None:
-        return install
+        return f"CuPy: {INSTALL}"
     try:
         import cupy
     except ImportError as error:
-        return f"CuPy cannot be loaded ({error}): {install}"
+        return f"CuPy, which cannot be loaded ({error}): {INSTALL}"
     if not cupy.is_available():
-        return "no CUDA device that CuPy can use: nvidia-smi shows whether driver and GPU are there"
+        return "a CUDA device: CuPy sees none (nvidia-smi tells whether the driver does)"
     return None
+
+
+def require() -> None:
+    """Refuse to go on where there is no CUDA device that can be used.
+
+    Raises:
+        BackendUnavailableError: the message says what is missing, and how to get it.
+    """
+    if (reason := missing()) is not None:
+        raise BackendUnavailableError(
+            f"device 'cuda' is missing {reason}; with device='auto' the CPU takes its place"
+        )
+
+
+def visible_devices() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES must be for a child process to see one device, for each."""
+    import cupy
+
+    count = int(cupy.cuda.runtime.getDeviceCount())
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index) for index in range(count)] if named is None else named.split(",")
+    return [name.strip() for name in names[:count]]
+
+
+@contextlib.contextmanager
+def device_errors(doing: str) -> Iterator[None]:
+    """Turn what CuPy raises where CUDA fails into this package's errors.
+
+    Raises:
+        DeviceMemoryError: the device's memory does not suffice.
+        DeviceError: CUDA or the driver failed.
+    """
+    import cupy
+
+    cuda = cupy.cuda
+    try:
+        yield
+    except cuda.memory.OutOfMemoryError as error:
+        raise DeviceMemoryError(f"{doing}: the device has no memory left: {error}") from error
+    except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as error:
+        raise DeviceError(
+            f"{doing}: CUDA failed: {error}; a new process may use the GPU again"
+        ) from error

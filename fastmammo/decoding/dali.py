@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decoding import nvidia_checks, nvidia_libraries
+from fastmammo.decoding import cuda_runtime, nvidia_checks, nvidia_libraries
 from fastmammo.decoding.nvidia_checks import FORMATS, confirm_zeros, refuse_order, samples_dtype
 from fastmammo.errors import (
     BackendUnavailableError,
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 NAME = "dali"
 DEVICE = "cuda"
 LEVELS = False  # its decoder has no argument for them
+CLAMPS = False  # nobody has seen whether it does
+
+pyramid = None
 
 PIP = "pip install nvidia-dali-cuda130 (CUDA 12: nvidia-dali-cuda120)"
 
@@ -63,7 +66,7 @@ def missing() -> str | None:
         nvidia_libraries.nvimgcodec()
     except BackendUnavailableError as error:
         return f"DALI decodes through nvImageCodec: {error}"
-    return nvidia_libraries.without_device()
+    return cuda_runtime.missing()
 
 
 def refuses(codestream: Codestream) -> str | None:
@@ -310,6 +313,7 @@ def _words(error: Exception) -> str:
 
 
 __all__ = [
+    "CLAMPS",
     "DEVICE",
     "FORMATS",
     "LEVELS",
@@ -318,6 +322,7 @@ __all__ = [
     "decode",
     "decode_batch",
     "missing",
+    "pyramid",
     "refuses",
     "stored_values",
     "version",

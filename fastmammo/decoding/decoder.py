@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastmammo.decoding import checks, cuda_runtime
 from fastmammo.decoding.backends import BACKENDS, Backend, choose
+from fastmammo.decoding.checks import MAX_PIXELS
+from fastmammo.decoding.stored import stored_values
 from fastmammo.errors import (
+    BackendUnavailableError,
     ConfigError,
     CorruptCodestreamError,
+    DecodeError,
+    DeviceError,
     FastMammoError,
     MismatchError,
-    SizeBombError,
-    UnsupportedImageError,
+    UnsupportedSyntaxError,
 )
-from fastmammo.kernels import cpu as kernels
+from fastmammo.kernels import ends, kernels_of, on_device, to_host
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastmammo.decoding.backends import Pyramid
-    from fastmammo.dicom import Codestream, Mammogram
-
-MAX_PIXELS = 1 << 27
-"""134 million: four times the largest detector known (5355 x 4915). Beyond it is an attack."""
-
-MAX_CODEBLOCKS = 1 << 21
-"""Even blocks of 4 x 4 give no more on the largest detector; a decoder keeps a record of each."""
+    from fastmammo.decoding.frames_in_flight import Decoder as Flight
+    from fastmammo.dicom import Mammogram
 
 MAX_LEVEL = 12
 
@@ -39,6 +39,11 @@ class FrameDecoder:
     band of the integer 5/3 transform after r levels, clipped once at the end to `first`..`last`:
     the same integers for every lossless transfer syntax, whether the codec's own levels served
     (`codec_levels`) or the whole frame was reduced.
+
+    On device "cuda" the arrays are CuPy's where the GPU decoded, on CuPy's current stream, and
+    NumPy's where the CPU did: for what no GPU backend takes, and where one failed on the frame.
+    `notes` then says why; with `strict` it is an error. Uncompressed frames need no decoder, and a
+    backend asked for by name is never replaced.
     """
 
     def __init__(
@@ -50,44 +55,66 @@ class FrameDecoder:
         frame: int = 0,
         threads: int = 1,
         max_pixels: int = MAX_PIXELS,
+        strict: bool = False,
+        flight: Flight | None = None,
     ) -> None:
         """Check the frame's codestream against the header and choose the backend.
 
-        Raises: see `decode`.
+        Args:
+            flight: decodes for nvJPEG2000, beside the frames of others; None to decode alone.
+
+        Others, Raises: see `decode`.
         """
-        if device != "cpu":
-            raise ConfigError(f"device {device!r}: this version decodes on 'cpu'")
+        if device not in ("cpu", "cuda"):
+            raise ConfigError(f"device {device!r}: allowed are cpu, cuda")
+        if device == "cuda":
+            cuda_runtime.require()
+        self.device = device
+        self._flight = flight
+        self._wanted = backend
+        self._may_fall_back = device == "cuda" and backend == "auto" and not strict
         self.mammogram = mammogram
         self.frame = frame
         self.threads = threads
         try:
-            _require_grey(mammogram)
+            checks.require_grey(mammogram)
             self.codestream = mammogram.codestream(frame)
             self.data = mammogram.frame(frame).data
-            _check(mammogram, self.codestream, len(self.data), max_pixels)
-            self.notes: list[str] = []
+            checks.check(mammogram, self.codestream, len(self.data), max_pixels)
             self.first, self.last = mammogram.stored_range
-            self._compare()
-            # Lossy HTJ2K goes to OpenJPEG at level 0 too: OpenJPH's reader does not clamp.
-            self.backend: Backend = choose(
-                self.codestream,
-                device=device,
-                backend=backend,
-                levels=self.codestream.format == "htj2k" and not mammogram.transfer_syntax.lossless,
-            )
-            self._level_backend = choose(
-                self.codestream, device=device, backend=backend, levels=True
-            )
+            self.notes = checks.disagreements(mammogram, self.codestream)
+            self.backend: Backend
+            self._level_backend: Backend
+            try:
+                self._choose("cpu" if self.codestream.format == "raw" else device)
+            except (UnsupportedSyntaxError, BackendUnavailableError) as error:
+                self._fall_back(error)
         except FastMammoError as error:
             error.path, error.frame = mammogram.path, frame
             raise
-        self.codec_levels = self._codec_levels()
-        self._reduced: dict[int, NDArray[np.int32]] = {}
+        self._reduced: dict[int, Any] = {}
         self._levels: dict[int, NDArray[Any]] = {}
-        self._far: dict[int, int] = {}
+        self._far: dict[int, Any] = {}
         self._pyramid: Pyramid | None = None
         self.used: list[str] = []
         """Names of the backends that decoded something, in order."""
+
+    def _choose(self, device: str) -> None:
+        """Choose the backends for level 0 and for the others."""
+        c, wanted = self.codestream, self._wanted
+        # Lossy HTJ2K goes to OpenJPEG at level 0 too: OpenJPH's reader does not clamp.
+        lossy = c.format == "htj2k" and not self.mammogram.transfer_syntax.lossless
+        self.backend = choose(c, device=device, backend=wanted, levels=lossy)
+        self._level_backend = choose(c, device=device, backend=wanted, levels=True)
+        self.codec_levels = self._codec_levels()
+
+    def _fall_back(self, error: DecodeError) -> None:
+        """Choose the CPU's backends where the GPU's cannot do it, or raise the reason why not."""
+        if not self._may_fall_back:
+            raise error
+        self._may_fall_back = False
+        self.notes.append(f"decoded on the CPU: {' '.join(str(error).split())}")
+        self._choose("cpu")
 
     @property
     def incremental(self) -> bool:
@@ -101,8 +128,10 @@ class FrameDecoder:
         bits = 8 if self.first >= -128 and self.last <= (127 if self.first < 0 else 255) else 16
         return np.dtype(f"{sign}{bits}")
 
-    def at(self, level: int) -> NDArray[Any]:
+    def at(self, level: int) -> Any:
         """Return the stored values (ceil(rows / 2^level), ceil(columns / 2^level)).
+
+        NumPy's, or CuPy's where the GPU decoded.
 
         Raises: see `decode`.
         """
@@ -110,32 +139,48 @@ class FrameDecoder:
             raise ConfigError(f"level {level}: allowed are whole numbers 0 to {MAX_LEVEL}")
         if level not in self._levels:
             try:
-                self._levels[level] = self._make(level)
+                self._levels[level] = self._attempt(level)
             except FastMammoError as error:
                 error.path, error.frame = self.mammogram.path, self.frame
                 raise
         return self._levels[level]
 
-    def _make(self, level: int) -> NDArray[Any]:
+    def _attempt(self, level: int) -> Any:
+        if self.device == "cpu":
+            return self._make(level)
+        try:
+            with cuda_runtime.device_errors("decoding"):
+                return self._make(level)
+        except DeviceError:
+            raise  # no fault of the frame: the CPU would hide that the GPU is lost
+        except DecodeError as error:
+            self._fall_back(error)
+        return self._make(level)
+
+    def _make(self, level: int) -> Any:
         if level == 0:
-            return self._interpret(self._decode(self.backend, 0))
+            pixels = self._decode(self.backend, 0)
+            return stored_values(pixels, self.mammogram, self.codestream)
         if level <= self.codec_levels and 0 not in self._levels:
             values: NDArray[Any] = self._decode(self._level_backend, level)
         else:
             values = self._reduce(level)
-        if values.dtype == self.dtype and self._clamped():
+        in_range = self._in_range(level)
+        if in_range and self._level_backend.CLAMPS and values.dtype == self.dtype:
             self._far[level] = 0
             return values
         slack = (self.last - self.first) // 8
+        kernels = kernels_of(values)
         clipped, far = kernels.clip_to(values, self.first, self.last, slack, self.dtype)
-        self._far[level] = far
+        # a decoder that clamps would have left nothing beyond the range: one answer for all
+        self._far[level] = 0 if in_range else far
         return clipped
 
-    def _clamped(self) -> bool:
-        """Whether the codec's own levels come clamped to the range that the header says."""
+    def _in_range(self, level: int) -> bool:
+        """Whether a level is the codec's own, of the range that the header says."""
         c, m = self.codestream, self.mammogram
         return (
-            self._level_backend.CLAMPS
+            0 < level <= self.codec_levels
             and 0 not in self._levels
             and (c.precision, c.signed) == (m.bits_stored, m.signed)
         )
@@ -148,12 +193,14 @@ class FrameDecoder:
         """
         pixels = self.at(level)
         if level:
-            return self._far[level] * 200 > pixels.size
+            far = int(to_host(self._far[level]))
+            return far * 200 > int(pixels.size)
         if self.codestream.precision <= self.mammogram.bits_stored:
             return False
-        return int(pixels.min()) < self.first or int(pixels.max()) > self.last
+        lowest, highest = ends(pixels)
+        return bool(lowest < self.first or highest > self.last)
 
-    def _decode(self, backend: Backend, level: int) -> NDArray[Any]:
+    def _decode(self, backend: Backend, level: int) -> Any:
         pixels = self._samples(backend, level)
         scale = 1 << level
         wanted = -(-self.codestream.rows // scale), -(-self.codestream.columns // scale)
@@ -161,41 +208,54 @@ class FrameDecoder:
             raise MismatchError(
                 f"{backend.NAME} gave {pixels.shape} samples, the codestream's header says {wanted}"
             )
-        self._within_precision(pixels, backend)
+        pixels = self._within_precision(pixels, backend, level)
         if backend.NAME not in self.used:
             self.used.append(backend.NAME)
         return pixels
 
-    def _samples(self, backend: Backend, level: int) -> NDArray[Any]:
+    def _samples(self, backend: Backend, level: int) -> Any:
+        if backend.NAME == "nvjpeg2000" and self._flight is not None:
+            from fastmammo.decoding.frame_queue import Request
+
+            place = self.mammogram.path, self.frame
+            request = Request(self.data, self.codestream, level, None, *place)
+            return self._flight.submit(request).result()
         if backend.pyramid is None:
             return backend.decode(self.data, self.codestream, level, self.threads)
         if self._pyramid is None:
             self._pyramid = backend.pyramid(self.data, self.codestream)
         return self._pyramid.decode(level)
 
-    def _within_precision(self, pixels: NDArray[Any], backend: Backend) -> None:
-        """Refuse values that a codestream of this precision cannot hold: it is damaged.
+    def _within_precision(self, pixels: Any, backend: Backend, level: int) -> Any:
+        """Return the samples; refuse those that a codestream of this precision cannot hold.
 
         JPEG, JPEG-LS and JPEG 2000 have no checksum. Where the decoder does not clamp (lossless
         JPEG, JPEG-LS, OpenJPH's HTJ2K), a value out of range is the one sign of damage there is.
         """
         c = self.codestream
         if backend.CLAMPS or c.format == "rle" or c.precision >= 8 * pixels.dtype.itemsize:
-            return
+            return pixels
+        if on_device(pixels) and level:
+            return pixels  # clipped to the header's range next, as a level is anyway
         first, last = 0, (1 << c.precision) - 1
         if c.signed:
             first, last = -(1 << (c.precision - 1)), (1 << (c.precision - 1)) - 1
-        lowest, highest = int(pixels.min()), int(pixels.max())
+        if on_device(pixels) and c.format == "jpeg2000":
+            # what the CPU's decoders of JPEG 2000 do; and asking would be to wait for the device
+            clipped, _ = kernels_of(pixels).clip_to(pixels, first, last, 0, pixels.dtype)
+            return clipped
+        lowest, highest = ends(pixels)
         if lowest < first or highest > last:
             raise CorruptCodestreamError(
                 f"{backend.NAME} decoded values {lowest} to {highest} from a codestream of "
                 f"{c.precision} bits ({first} to {last}): it is damaged"
             )
+        return pixels
 
-    def _reduce(self, level: int) -> NDArray[np.int32]:
+    def _reduce(self, level: int) -> Any:
         if level not in self._reduced:
             finer = self.at(0) if level == 1 else self._reduce(level - 1)
-            self._reduced[level] = kernels.low_pass(finer)
+            self._reduced[level] = kernels_of(finer).low_pass(finer)
         return self._reduced[level]
 
     def _codec_levels(self) -> int:
@@ -219,47 +279,6 @@ class FrameDecoder:
         )
         return c.levels if serve else 0
 
-    def _compare(self) -> None:
-        """Note where the codestream and the header disagree, and what counts."""
-        m, c = self.mammogram, self.codestream
-        if c.format in ("raw", "rle"):
-            return
-        if c.format != m.transfer_syntax.family:
-            self.notes.append(
-                f"the transfer syntax is {m.transfer_syntax}, the frame is {c.format}"
-            )
-        elif m.transfer_syntax.lossless and not c.reversible:
-            self.notes.append(f"the transfer syntax is {m.transfer_syntax}, its coding is lossy")
-        if c.signed and not m.signed:
-            self.notes.append(
-                f"the codestream is signed, Pixel Representation (0028,0103) is 0: the "
-                f"codestream's sign and {c.precision} bits count"
-            )
-        if c.precision not in (m.bits_stored, m.bits_allocated):
-            self.notes.append(
-                f"the codestream has {c.precision} bits, Bits Stored (0028,0101) is {m.bits_stored}"
-            )
-        if m.signed and not c.signed and c.format in ("jpeg2000", "htj2k"):
-            self.notes.append(
-                f"Pixel Representation (0028,0103) is 1, the codestream is unsigned: read as "
-                f"two's complement of {_sign_bits(m, c)} bits"
-            )
-
-    def _interpret(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Return decoded samples as stored values: byte order, shift, sign, type."""
-        m, c = self.mammogram, self.codestream
-        if not pixels.dtype.isnative:
-            pixels = pixels.astype(pixels.dtype.newbyteorder("="))
-        if c.format in ("raw", "rle"):
-            return _native_values(pixels, m)
-        if m.signed and not c.signed:
-            # JPEG, JPEG-LS and some J2K writers code two's complement patterns as unsigned
-            # numbers, with or without copies of the sign above Bits Stored.
-            shift = 8 * pixels.dtype.itemsize - _sign_bits(m, c)
-            signed = pixels.astype(f"uint{8 * pixels.dtype.itemsize}", copy=False)
-            return (signed << shift).view(f"int{8 * pixels.dtype.itemsize}") >> shift
-        return pixels
-
 
 def decode(
     mammogram: Mammogram,
@@ -270,21 +289,24 @@ def decode(
     level: int = 0,
     threads: int = 1,
     max_pixels: int = MAX_PIXELS,
-) -> NDArray[Any]:
+    strict: bool = False,
+) -> Any:
     """Return one frame's stored values at 1/2^level.
 
     Args:
         mammogram: from `read`.
-        device: "cpu".
+        device: "cpu"; or "cuda", where the GPU decodes what it can and the CPU the rest.
         backend: "auto" chooses by the codestream; or a name of `BACKENDS`.
         frame: index of the frame, from 0.
         level: 0 for every pixel; r for the low-pass band of the integer 5/3 wavelet transform
             after r levels, whose sample k lies at pixel 2^r k.
         threads: how many the codec may use for this frame, where it can.
         max_pixels: refuse frames with more pixels.
+        strict: raise instead of decoding on the CPU what the GPU cannot.
 
     Returns:
-        (ceil(rows / 2^level), ceil(columns / 2^level)) uint8, int8, uint16 or int16. Sign and
+        (ceil(rows / 2^level), ceil(columns / 2^level)) uint8, int8, uint16 or int16, a NumPy array;
+        a CuPy array, on CuPy's current stream, where the GPU decoded. Sign and
         precision are the codestream's where it disagrees with the header. At level 0 values are
         never masked or clipped to Bits Stored; at higher levels, where a low-pass overshoots, they
         are clipped once to the range of Bits Stored.
@@ -296,6 +318,8 @@ def decode(
             Bits Allocated.
         CorruptCodestreamError: the codec refused the bytes.
         UnsupportedSyntaxError, BackendUnavailableError: no backend for it.
+            With device="cuda" also: no CuPy, or no GPU.
+        DeviceError, DeviceMemoryError: CUDA failed, or had no memory left.
         ConfigError: no such backend, device or level.
     """
     pixels = FrameDecoder(
@@ -305,92 +329,10 @@ def decode(
         frame=frame,
         threads=threads,
         max_pixels=max_pixels,
+        strict=strict,
     ).at(level)
     # Uncompressed pixels are a view of the file's bytes until here.
-    return pixels if pixels.flags.writeable else pixels.copy()
-
-
-def _require_grey(m: Mammogram) -> None:
-    kind = m.photometric_interpretation
-    if m.samples_per_pixel != 1 or kind not in ("MONOCHROME1", "MONOCHROME2", ""):
-        raise UnsupportedImageError(
-            f"Photometric Interpretation (0028,0004) is {kind or 'absent'} with "
-            f"{m.samples_per_pixel} sample(s) a pixel: fastmammo decodes greyscale images, "
-            "MONOCHROME1 or MONOCHROME2 with one sample"
-        )
-    if m.bits_allocated not in (8, 16):
-        raise UnsupportedImageError(
-            f"Bits Allocated (0028,0100) is {m.bits_allocated}: 8 and 16 are decoded"
-        )
-
-
-def _check(m: Mammogram, c: Codestream, length: int, max_pixels: int) -> None:
-    """Refuse, before any decoder sees the bytes, what they cannot or must not hold."""
-    for what, rows, columns in (
-        ("the DICOM header", m.rows, m.columns),
-        ("the codestream", c.rows, c.columns),
-    ):
-        if rows * columns > max_pixels:
-            raise SizeBombError(
-                f"{what} claims {rows} x {columns} = {rows * columns} pixels in {length} bytes; "
-                f"the limit is {max_pixels} (max_pixels)"
-            )
-    if (c.rows, c.columns) != (m.rows, m.columns):
-        raise MismatchError(
-            f"the codestream is {c.rows} x {c.columns} pixels, Rows and Columns (0028,0010/0011) "
-            f"say {m.rows} x {m.columns}: one of them is damaged"
-        )
-    if not c.complete:
-        raise CorruptCodestreamError(
-            f"the codestream ends too early ({c.length} bytes): "
-            + (
-                "its tile-parts are longer than what is there"
-                if c.format in ("jpeg2000", "htj2k")
-                else "it has no EOI marker (FF D9)"
-            )
-            + "; the frame is truncated"
-        )
-    if c.precision > m.bits_allocated:
-        raise MismatchError(
-            f"the codestream has {c.precision} bits a sample, Bits Allocated (0028,0100) is "
-            f"{m.bits_allocated}: one of them is damaged"
-        )
-    if c.packets > c.length or c.codeblocks > MAX_CODEBLOCKS:
-        raise SizeBombError(
-            f"the codestream claims {c.packets} packets and {c.codeblocks} code-blocks in "
-            f"{c.length} bytes; a packet needs a byte at least, and {MAX_CODEBLOCKS} code-blocks "
-            "are the limit: its precincts, layers or code-blocks are an attack, or damaged"
-        )
-    # The fewest bits that a pixel can cost: one Huffman code (T.81 H), two codes a block of 64
-    # pixels (T.81 F), two bytes of PackBits for 128. JPEG-LS has no such floor; that of JPEG 2000
-    # is the number of packets, above.
-    floors = {"jpeg-lossless": 1.0, "jpeg": 2 / 64, "rle": 2 / 128 * c.precision}
-    least = int(c.pixels * floors.get(c.format, 0.0) / 8)
-    if length < least:
-        raise SizeBombError(
-            f"the codestream claims {c.rows} x {c.columns} pixels in {length} bytes; "
-            f"{c.format} needs at least {least}: it is truncated, or an attack"
-        )
-
-
-def _sign_bits(m: Mammogram, c: Codestream) -> int:
-    """Return how many low bits of an unsigned codestream's samples are the signed value."""
-    return min(c.precision, m.bits_stored)
-
-
-def _native_values(pixels: NDArray[Any], m: Mammogram) -> NDArray[Any]:
-    """Return uncompressed or RLE samples with High Bit and sign applied (PS3.5 8.1.1)."""
-    width = 8 * pixels.dtype.itemsize
-    below = max(m.high_bit + 1 - m.bits_stored, 0)
-    above = width - m.bits_stored - below
-    if (m.signed and above > 0) or (m.overlay_bits and above > 0):
-        # Bits above High Bit are the sign, copies of it, or an old overlay: never the value.
-        kind = f"uint{width}"
-        moved = pixels.view(kind) << above
-        pixels = (moved.view(f"int{width}") if m.signed else moved) >> (above + below)
-    elif below:
-        pixels = pixels >> below
-    return pixels
+    return pixels if on_device(pixels) or pixels.flags.writeable else pixels.copy()
 
 
 __all__ = ["BACKENDS", "MAX_PIXELS", "FrameDecoder", "decode"]

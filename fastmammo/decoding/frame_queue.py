@@ -75,6 +75,11 @@ class FrameQueue:
         self._ended = False
         self._dead: DecodeError | None = None
 
+    @property
+    def dead(self) -> bool:
+        """Whether nothing can be decoded any more."""
+        return self._dead is not None
+
     def put(self, order: Order) -> None:
         """Add an order; blocks while `capacity` of them wait.
 

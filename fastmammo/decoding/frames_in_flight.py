@@ -114,6 +114,11 @@ class Decoder:
         """How many frames are decoded at once: fewer than asked where memory was short."""
         return self._queue.limit
 
+    @property
+    def dead(self) -> bool:
+        """Whether CUDA has failed, and only a new process can use the GPU again."""
+        return self._queue.dead
+
     def submit(self, request: Request, *, stream: Any = None) -> Future[DeviceArray]:
         """Take a frame; blocks while too many wait.
 

@@ -23,6 +23,9 @@ FORMATS = frozenset({"jpeg2000"})
 LEVELS = True
 CLAMPS = True
 
+MOST_PACKETS = 1 << 17
+"""Mammograms have some dozens; each costs a hundred bytes of tables, used or not."""
+
 _PASSED_OVER = frozenset({"TLM", "PLM", "PLT", "CRG", "PRF"})
 """Marker segments that say nothing about how samples are coded."""
 
@@ -50,6 +53,8 @@ def refuses(codestream: Codestream) -> str | None:
         return f"marker segments {', '.join(others)}"
     if codestream.defects:
         return f"headers against the standard: {'; '.join(codestream.defects)}"
+    if codestream.packets > MOST_PACKETS:
+        return f"{codestream.packets} packets, {MOST_PACKETS} at most"
     if codestream.codeblock[0] * codestream.codeblock[1] > 4096:
         return f"code-blocks of {codestream.codeblock}, 4096 samples at most"
     return None
@@ -88,17 +93,18 @@ class Pyramid:
 
     def __init__(self, data: bytes | memoryview, codestream: Codestream) -> None:
         from fastmammo.decoding.ebcot.header import read_header
+        from fastmammo.decoding.ebcot.packets import read_blocks
 
         self._view = memoryview(data)[codestream.offset : codestream.offset + codestream.length]
         self._header = read_header(self._view)
+        self._blocks = read_blocks(self._view, self._header)
         self._images: dict[int, NDArray[np.int32]] = {}
 
     def decode(self, level: int) -> NDArray[np.generic]:
         """Return the samples at 1/2^level, as the function `decode` does."""
-        from fastmammo.decoding.ebcot.packets import read_blocks
         from fastmammo.decoding.ebcot.wavelet import finer, lowest
 
-        header = self._header
+        header, found = self._header, self._blocks
         if not 0 <= level <= header.levels:
             raise CorruptCodestreamError(
                 f"no level {level} in a JPEG 2000 codestream of {header.levels}; "
@@ -109,12 +115,12 @@ class Pyramid:
         offset, limits = (0, (-depth, depth - 1)) if header.signed else (depth, (0, 2 * depth - 1))
         known = max((resolution for resolution in images if resolution <= wanted), default=-1)
         if known < wanted:
-            found = read_blocks(self._view, header, wanted + 1)
             if known < 0:
                 images[0] = lowest(found, header)
             for resolution in range(max(known, 0) + 1, wanted + (level > 0)):
-                images[resolution] = np.empty(header.size(resolution), np.int32)
-                finer(found, header, resolution, images[resolution - 1], images[resolution])
+                image = np.empty(header.size(resolution), np.int32)
+                finer(found, header, resolution, images[resolution - 1], image)
+                images[resolution] = image  # only now: a failure leaves no half of one
         if level == 0 and wanted:  # the last step clips at once
             samples = np.empty(header.size(wanted), np.uint16)
             finer(found, header, wanted, images[wanted - 1], samples, (offset, *limits))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes as C
 import functools
 import importlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +26,6 @@ PIP_NVIMGCODEC = (
 )
 
 _PROPERTIES = 3  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h
-
-
-def without_device() -> str | None:
-    """Return None if CuPy sees a CUDA device, else what is missing and how to get it."""
-    if importlib.util.find_spec("cupy") is None:
-        return "CuPy: pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
-    import cupy
-
-    if not cupy.is_available():
-        return "a CUDA device: CuPy sees none (nvidia-smi tells whether the driver does)"
-    return None
 
 
 @functools.cache

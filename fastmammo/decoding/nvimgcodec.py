@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decoding import nvidia_libraries
+from fastmammo.decoding import cuda_runtime, nvidia_libraries
 from fastmammo.decoding.nvidia_checks import (
     FORMATS,
     confirm_zeros,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 NAME = "nvimgcodec"
 DEVICE = "cuda"
 LEVELS = False  # it passes nvJPEG2000 no number of resolution levels
+CLAMPS = False  # nobody has seen whether it does
+
+pyramid = None
 
 _thread = threading.local()
 
@@ -51,7 +54,7 @@ def missing() -> str | None:
         nvidia_libraries.nvimgcodec()
     except BackendUnavailableError as error:
         return str(error)
-    return nvidia_libraries.without_device()
+    return cuda_runtime.missing()
 
 
 def version() -> str:
@@ -206,6 +209,7 @@ class Decoder:
 
 
 __all__ = [
+    "CLAMPS",
     "DEVICE",
     "FORMATS",
     "LEVELS",
@@ -214,6 +218,7 @@ __all__ = [
     "decode",
     "decode_batch",
     "missing",
+    "pyramid",
     "refuses",
     "version",
 ]

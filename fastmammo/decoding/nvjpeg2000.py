@@ -24,6 +24,9 @@ NAME = "nvjpeg2000"
 DEVICE = "cuda"
 FORMATS = frozenset({"jpeg2000", "htj2k"})
 LEVELS = True
+CLAMPS = False  # nobody has seen whether it does
+
+pyramid = None
 
 IDLE_STATES = 4
 """States that `decode` keeps for a device: as many frames it has on the way before it waits."""

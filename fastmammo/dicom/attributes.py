@@ -76,6 +76,9 @@ MODIFIERS = tuple(dict.fromkeys(_MODIFIERS.values()))
 """The view modifiers of PS3.16 CID 4015."""
 
 
+_LEAST_SPACING_MM, _MOST_SPACING_MM = 1e-3, 100.0
+
+
 class Attributes:
     """Look-ups in a data set and its functional groups; collects notes on what was unreadable."""
 
@@ -147,6 +150,9 @@ class Attributes:
             return None
         if len(values) != 2 or min(values) <= 0:
             self.notes.append(f"{keyword} is {list(values)}, wanted two positive numbers: ignored")
+            return None
+        if not all(_LEAST_SPACING_MM <= value <= _MOST_SPACING_MM for value in values):
+            self.notes.append(f"{keyword} is {list(values)} mm, no detector's: ignored")
             return None
         return values[0], values[1]
 

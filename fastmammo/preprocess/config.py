@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from fastmammo.errors import ConfigError
 from fastmammo.preprocess.voi import WindowChoice
 
-PIXEL_VERSION = 1
+PIXEL_VERSION = 2
 """Raised whenever the same settings and input would give other pixels than before."""
 
 
@@ -27,7 +27,7 @@ def _option(
 
 @dataclass(frozen=True)
 class Config:
-    """How stored values become an image. Every field but `device` and `threads` changes pixels."""
+    """How stored values become an image. Every field but `device` and `strict` changes pixels."""
 
     size: tuple[int, int] = _option(
         (1024, 512), "rows and columns of the output, for example 1024x512"
@@ -66,9 +66,22 @@ class Config:
     )
     frame: int = _option(0, "index of the frame, in multi-frame files")
     backend: str = _option(
-        "auto", "decoder: auto, numba, openjpeg, imagecodecs, pylibjpeg or numpy"
+        "auto",
+        "decoder: auto, numba, openjpeg, imagecodecs, pylibjpeg or numpy; on cuda also nvjpeg2000, "
+        "nvimgcodec or dali",
     )
-    device: str = _option("cpu", "device that decodes and computes", choices=("cpu",), pixels=False)
+    device: str = _option(
+        "cpu",
+        "device that decodes and computes: cpu; cuda (a GPU, the CPU where it cannot); or auto: "
+        "cuda where GPU, CuPy and nvJPEG2000 are there, else cpu",
+        choices=("cpu", "cuda", "auto"),
+        pixels=False,
+    )
+    strict: bool = _option(
+        False,
+        "on cuda: fail a file that the GPU cannot decode; by default the CPU decodes it",
+        pixels=False,
+    )
 
     def __post_init__(self) -> None:
         size = tuple(self.size) if isinstance(self.size, (tuple, list)) else ()
@@ -106,6 +119,23 @@ class Config:
             raise ConfigError(
                 f"backend: got {self.backend!r}, allowed are auto, {', '.join(BACKENDS)}"
             )
+        on_gpu = self.backend != "auto" and BACKENDS[self.backend].DEVICE == "cuda"
+        if self.device == "cpu" and on_gpu:
+            raise ConfigError(
+                f"backend: got {self.backend!r}, which needs a GPU; set device='cuda' too"
+            )
+
+    def resolved(self) -> Config:
+        """Return the settings with "auto" replaced by the device that there is.
+
+        Raises:
+            ConfigError: the backend needs another device.
+        """
+        if self.device != "auto":
+            return self
+        from fastmammo.decoding import nvjpeg2000
+
+        return replace(self, device="cpu" if nvjpeg2000.missing() else "cuda")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values."""

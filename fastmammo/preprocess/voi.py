@@ -35,7 +35,8 @@ class VoiTable:
     bits: int
     """8 or 16: outputs are 0..2^bits - 1."""
     black: int
-    """The lowest output there is: what air has, and what padding takes."""
+    """What the canvas around an image takes. From `voi_table` the lowest output there is; of a
+    prepared image what lies around the breast."""
     inverted: bool
     """Whether the file is MONOCHROME1. The table has seen to it: low outputs are dark."""
     rule: str

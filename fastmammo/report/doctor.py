@@ -1,4 +1,4 @@
-"""What `fastmammo doctor` finds: device, versions, and syntax by backend, each one really tried."""
+"""What `fastmammo doctor` finds: devices, versions, and syntax by backend, each really tried."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from fastmammo import __version__
-from fastmammo.decoding import BACKENDS, PREFERENCE, choose, decode
+from fastmammo.decoding import BACKENDS, PREFERENCE, choose, cuda_runtime, decode
 from fastmammo.dicom import SYNTAXES, Codestream, read
 from fastmammo.errors import FastMammoError
+from fastmammo.kernels import to_host
 from fastmammo.testing import can_encode
 
 _PACKAGES = (
@@ -29,29 +30,40 @@ _PACKAGES = (
     "timm",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "nvidia-nvjpeg2k-cu12",
+    "nvidia-nvjpeg2k-cu13",
+    "nvidia-nvimgcodec-cu12",
+    "nvidia-nvimgcodec-cu13",
+    "nvidia-dali-cuda120",
+    "nvidia-dali-cuda130",
 )
 
 
 def diagnose() -> dict[str, Any]:
     """Return device, versions, backends and what each makes of a test frame in each syntax.
 
-    A cell is "exact" or "within 16 (lossy)" where the backend gave the test frame's values, else
-    the reason why not. "ok" is False where no backend decodes one of the syntaxes.
+    The GPU's backends are tried only where there is a CUDA device; "cuda" says what is lacking, and
+    the command that installs it. A cell is "exact" or "within 16 (lossy)" where the backend gave
+    the test frame's values, else the reason why not. "ok" is False where no backend decodes one of
+    the syntaxes.
     """
+    cuda = _cuda()
+    tried = [n for n, b in BACKENDS.items() if b.DEVICE == "cpu" or cuda["devices"]]
     backends = {}
-    for name, backend in BACKENDS.items():
+    for name in tried:
+        backend = BACKENDS[name]
         need = backend.missing()
         backends[name] = {"version": None if need else backend.version(), "missing": need}
     table: dict[str, dict[str, str]] = {}
     chosen: dict[str, str] = {}
     for uid in SYNTAXES:
         if not can_encode(uid):
-            table[uid] = {name: _untried(uid, name) for name in BACKENDS}
+            table[uid] = {name: _untried(uid, name) for name in tried}
             chosen[uid] = choose(_htj2k(uid)).NAME
             continue
         pixels, data = _test_file(uid)
         mammogram = read(data)
-        table[uid] = {name: _try(mammogram, pixels, name) for name in BACKENDS}
+        table[uid] = {name: _try(mammogram, pixels, name) for name in tried}
         order = PREFERENCE[mammogram.codestream().format, "cpu"]
         works = [n for n in order if table[uid][n].startswith(("exact", "within"))]
         chosen[uid] = works[0] if works else "none"
@@ -59,7 +71,8 @@ def diagnose() -> dict[str, Any]:
         "fastmammo": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": {"cpu": _cpu(), "cuda": "not used: this version decodes on the CPU"},
+        "devices": {"cpu": _cpu(), "cuda": "; ".join(cuda["devices"]) or "none that can be used"},
+        "cuda": cuda,
         "packages": {name: _version(name) for name in _PACKAGES},
         "backends": backends,
         "syntaxes": {uid: syntax.name for uid, syntax in SYNTAXES.items()},
@@ -74,6 +87,7 @@ def text(found: dict[str, Any]) -> str:
     lines = [
         f"fastmammo {found['fastmammo']}, Python {found['python']}, {found['platform']}",
         *(f"device {name}: {what}" for name, what in found["devices"].items()),
+        *(f"cuda lacks {need}" for need in found["cuda"]["missing"].values()),
         "packages: "
         + ", ".join(f"{name} {v}" for name, v in found["packages"].items() if v is not None),
         "not installed (optional): "
@@ -142,7 +156,8 @@ def _try(mammogram: Any, pixels: np.ndarray, backend: str) -> str:
     if codestream.format not in BACKENDS[backend].FORMATS:
         return f"does not decode {codestream.format}"
     try:
-        decoded = decode(mammogram, backend=backend)
+        device = BACKENDS[backend].DEVICE
+        decoded = to_host(decode(mammogram, device=device, backend=backend))
     except FastMammoError as error:
         return str(error).splitlines()[-1].strip().removeprefix(f"{backend}: ")
     difference = int(np.abs(decoded.astype(np.int32) - pixels).max())
@@ -151,6 +166,29 @@ def _try(mammogram: Any, pixels: np.ndarray, backend: str) -> str:
     if mammogram.transfer_syntax.lossless:
         return f"WRONG by up to {difference}"
     return f"within {difference} (lossy)"
+
+
+def _cuda() -> dict[str, Any]:
+    """Return the CUDA devices, and what is missing for each part of the way on the GPU."""
+    missing = {}
+    if (need := cuda_runtime.missing()) is not None:
+        missing["device"] = need
+    devices = []
+    if not missing:
+        import cupy
+
+        for index in range(cupy.cuda.runtime.getDeviceCount()):
+            facts = cupy.cuda.runtime.getDeviceProperties(index)
+            name = facts["name"]
+            devices.append(
+                f"{name.decode() if isinstance(name, bytes) else name}, "
+                f"{facts['totalGlobalMem'] >> 20} MiB"
+            )
+    for name, backend in BACKENDS.items():
+        need = backend.missing() if backend.DEVICE == "cuda" else None
+        if need is not None and need not in missing.values():  # a device they all lack
+            missing[name] = f"{name}: {need}"
+    return {"devices": devices, "missing": missing}
 
 
 def _version(package: str) -> str | None:

@@ -27,8 +27,16 @@ def facts(path: str, config: Config, *, picture: str | None = None) -> dict[str,
         found["header"] = _header(mammogram)
         codestream = mammogram.codestream(config.frame)
         found["codestream"] = _codestream(codestream)
-        decoder = FrameDecoder(mammogram, backend=config.backend, frame=config.frame)
-        prepared = Preprocessor(config, workers=1).prepare(mammogram)
+        preprocessor = Preprocessor(config, workers=1)
+        device = preprocessor.config.device
+        decoder = FrameDecoder(
+            mammogram,
+            device=device,
+            backend=config.backend,
+            frame=config.frame,
+            strict=config.strict,
+        )
+        prepared = preprocessor.prepare(mammogram)
         found["plan"] = {
             "decoder": prepared.record["decoder"],
             "codec_levels_that_serve": decoder.codec_levels,
@@ -46,6 +54,8 @@ def facts(path: str, config: Config, *, picture: str | None = None) -> dict[str,
             "flags": list(prepared.flags),
         }
         found["notes"] = [*mammogram.notes, *decoder.notes, *prepared.voi.notes]
+        if device != "cpu":  # the GPU may have failed on the frame only when it decoded it
+            found["notes"] = [note for note in str(prepared.record["notes"]).split("|") if note]
         found["seconds"] = {k: round(v, 4) for k, v in prepared.seconds.items()}
         if picture:
             from fastmammo.report.pictures import explain

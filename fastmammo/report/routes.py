@@ -17,6 +17,7 @@ import numpy as np
 from fastmammo.decoding import BACKENDS, FrameDecoder, choose
 from fastmammo.dicom import SYNTAXES, Frame, read
 from fastmammo.errors import FastMammoError
+from fastmammo.kernels import to_host
 from fastmammo.preprocess import Config, Preprocessor
 from fastmammo.preprocess.roi import roi_level
 from fastmammo.report.difference import difference
@@ -83,6 +84,7 @@ class Check:
         size: (rows, columns) of the images.
         reencode: whether to write the stored values in every lossless syntax and read them back.
         seen: called with (result, reference, other) for what differs, shapes aside.
+        device: "cuda" for the GPU's routes beside the CPU's, with which they are compared.
 
     Raises:
         FastMammoError: the frame cannot be decoded by the backend that `auto` takes.
@@ -95,7 +97,10 @@ class Check:
         size: tuple[int, int] = (1024, 512),
         reencode: bool = False,
         seen: Callable[[Result, NDArray[Any], NDArray[Any]], None] | None = None,
+        device: str = "cpu",
     ) -> None:
+        self.device = device
+        self.backends = {n: b for n, b in BACKENDS.items() if b.DEVICE in ("cpu", device)}
         self.mammogram = mammogram
         self.size = size
         self.reencode = reencode
@@ -123,7 +128,7 @@ class Check:
     # ------------------------------------------------------------ stored values
 
     def _level_0(self) -> Iterator[Result]:
-        for name, backend in BACKENDS.items():
+        for name, backend in self.backends.items():
             if name == self.reference.NAME or self.codestream.format not in backend.FORMATS:
                 continue
             route = "level 0", name, backend.DEVICE
@@ -134,7 +139,9 @@ class Check:
             yield self._try(route, self.stored, self._at(name, backend.DEVICE, 0), self.tolerance)
 
     def _at(self, backend: str, device: str, level: int) -> Callable[[], NDArray[Any]]:
-        return lambda: FrameDecoder(self.mammogram, device=device, backend=backend).at(level)
+        return lambda: to_host(
+            FrameDecoder(self.mammogram, device=device, backend=backend).at(level)
+        )
 
     def _pydicom(self) -> Result:
         """Compare with pydicom's pixel_array, where it can decode and should give the same."""
@@ -167,7 +174,7 @@ class Check:
         for level in LEVELS:
             expected = low_pass(expected)
             clipped = np.clip(expected, self.decoder.first, self.decoder.last)
-            for name, backend in BACKENDS.items():
+            for name, backend in self.backends.items():
                 if not backend.LEVELS or self.codestream.format not in backend.FORMATS:
                     continue
                 route = f"level {level}", name, backend.DEVICE
@@ -209,14 +216,18 @@ class Check:
         names = ["auto", *decoded]
         if choose(self.codestream, levels=True).NAME != self.reference.NAME:
             names.insert(1, self.reference.NAME)  # `auto` takes another one for its levels
+        if self.device == "cuda":
+            names.append("auto on cuda")
+            decoded = {**decoded, "auto on cuda": "within" if self.tolerance else "exact"}
         reason = self._no_twin()
         for scale in ("auto", "full"):
             for name in names:
                 status = decoded.get(name, "exact")
                 if status == "not possible":
                     continue  # said at level 0
-                device = BACKENDS[name].DEVICE if name in BACKENDS else self.reference.DEVICE
-                route = self._image_route(scale, name), name, device
+                name, _, on = name.partition(" on ")
+                device = on or (BACKENDS[name].DEVICE if name in BACKENDS else "cpu")
+                route = self._image_route(scale, name, device), name, device
                 if reason:
                     yield Result(*route, "not possible", note=reason)
                 elif status == "within":
@@ -225,25 +236,29 @@ class Check:
                 elif status == "failed":
                     yield Result(*route, "not possible", note="it did not decode level 0")
                 else:
-                    make = self._maker(self.mammogram, name, scale)
+                    make = self._maker(self.mammogram, name, scale, device)
                     yield self._try(route, self._expected[scale], make)
 
-    def _image_route(self, scale: str, backend: str) -> str:
+    def _image_route(self, scale: str, backend: str, device: str) -> str:
         """Name the way to the image, so that a row does not claim levels that were not used."""
         if scale == "full":
             return "full image"
         m = self.mammogram
         small = roi_level(m.rows, m.columns)
-        codec = FrameDecoder(m, backend=backend).codec_levels
+        codec = FrameDecoder(m, device=device, backend=backend).codec_levels
         return f"auto image ({'codec levels' if 0 < small <= codec else 'integer reduction'})"
 
-    def _image(self, mammogram: Mammogram, backend: str, scale: str) -> NDArray[Any]:
+    def _image(
+        self, mammogram: Mammogram, backend: str, scale: str, device: str = "cpu"
+    ) -> NDArray[Any]:
         # 16 bits: rounding to 8 would hide small differences
-        config = Config(size=self.size, bits=16, scale=scale, backend=backend)
+        config = Config(size=self.size, bits=16, scale=scale, backend=backend, device=device)
         return Preprocessor(config, workers=1).prepare(mammogram).image
 
-    def _maker(self, mammogram: Mammogram, backend: str, scale: str) -> Callable[[], NDArray[Any]]:
-        return lambda: self._image(mammogram, backend, scale)
+    def _maker(
+        self, mammogram: Mammogram, backend: str, scale: str, device: str = "cpu"
+    ) -> Callable[[], NDArray[Any]]:
+        return lambda: self._image(mammogram, backend, scale, device)
 
     def _no_twin(self, *, encoded: bool = False) -> str:
         """Return why the stored values cannot be held in another syntax, or ""."""

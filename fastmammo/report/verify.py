@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmammo import __version__
 from fastmammo.conversion.inputs import Input, find_inputs
-from fastmammo.decoding import BACKENDS
+from fastmammo.decoding import BACKENDS, cuda_runtime
 from fastmammo.dicom import read
 from fastmammo.errors import ConfigError, ConvertError, FastMammoError, NotDicomError, NotImageError
 from fastmammo.report.difference import draw_difference
@@ -56,6 +56,8 @@ class Verification:
     """Files that SRC holds; `files` are those that were looked at."""
     files: tuple[FileResult, ...]
     limit: int
+    device: str = "cpu"
+    """"cuda" where the GPU's routes were verified too."""
 
     @property
     def exit_code(self) -> int:
@@ -95,7 +97,9 @@ class Verification:
             "backends": {
                 name: None if backend.missing() else backend.version()
                 for name, backend in BACKENDS.items()
+                if backend.DEVICE in ("cpu", self.device)
             },
+            "device": self.device,
             "src": self.src,
             "inputs": self.inputs,
             "limit": self.limit,
@@ -138,6 +142,7 @@ def verify(
     image_root: str | None = None,
     path_column: str | None = None,
     follow_links: bool = False,
+    device: str = "cpu",
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Verification:
     """Decode and convert files by every route there is here, and compare pixel for pixel.
@@ -154,9 +159,11 @@ def verify(
             identical images.
         picture: folder for a picture of each difference; it is made if it is not there.
         image_root, path_column, follow_links: see `find_inputs`.
+        device: "cuda" for the routes of the GPU beside the CPU's.
         progress: called with (done, total, path) before each file.
 
     Raises:
+        BackendUnavailableError: device "cuda", and CuPy or a GPU is not there.
         ConfigError: a setting that is not allowed.
         ConvertError, OSError: SRC is not there or holds no DICOM file; `picture` cannot be made.
     """
@@ -164,6 +171,10 @@ def verify(
         raise ConfigError(f"limit: got {limit}, wanted a whole number from 0 (0 verifies all)")
     if len(size) != 2 or not all(1 <= each <= 16384 for each in size):
         raise ConfigError(f"size: got {size}, wanted (rows, columns), 1 to 16384 each")
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"device: got {device!r}, allowed are cpu, cuda")
+    if device == "cuda":
+        cuda_runtime.require()
     inputs = find_inputs(
         src,
         os.devnull,  # nothing is written: no folder inside of SRC is left out as the destination
@@ -181,7 +192,7 @@ def verify(
         for each in stratum:
             if progress is not None:
                 progress(index, len(strata), each.path)
-            files.append(_verify_file(each, len(files), size, reencode, folder))
+            files.append(_verify_file(each, len(files), size, reencode, folder, device))
             if files[-1].status != "skipped":
                 break
     files += settled
@@ -191,7 +202,7 @@ def verify(
             "a DICOM image. Name a folder, a file, a list or a CSV of DICOM images"
         )
     files.sort(key=lambda each: each.path)
-    return Verification(os.fspath(src), len(inputs), tuple(files), limit)
+    return Verification(os.fspath(src), len(inputs), tuple(files), limit, device)
 
 
 def _strata(inputs: list[Input], limit: int) -> Iterator[list[Input]]:
@@ -202,7 +213,12 @@ def _strata(inputs: list[Input], limit: int) -> Iterator[list[Input]]:
 
 
 def _verify_file(
-    each: Input, number: int, size: tuple[int, int], reencode: bool, folder: Path | None
+    each: Input,
+    number: int,
+    size: tuple[int, int],
+    reencode: bool,
+    folder: Path | None,
+    device: str,
 ) -> FileResult:
     pictures: list[str] = []
 
@@ -239,7 +255,7 @@ def _verify_file(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what pydicom warns of while its pixels are asked for
-            check = Check(mammogram, size=size, reencode=reencode, seen=draw)
+            check = Check(mammogram, size=size, reencode=reencode, seen=draw, device=device)
             results = tuple(check.results())
     except FastMammoError as error:
         return FileResult(each.path, "failed", error.reason, str(error), **facts)

@@ -72,6 +72,14 @@ def _read_header(view: memoryview) -> Header:
         at += 2 + _u16(view, at + 2)
     if cod < 0 or qcd < 0:
         raise corrupt("the main header has no COD or no QCD marker")
+    size = tuple(_u32(view, at) for at in range(8, 40, 4))
+    whole = size[4] >= size[0] and size[5] >= size[1] and not any((*size[2:4], *size[6:8]))
+    if not whole or _u16(view, 40) != 1 or (view[43], view[44]) != (1, 1):
+        raise corrupt("more than one tile or component, or an offset")
+    if view[42] & 0x7F > 15:
+        raise corrupt(f"{(view[42] & 0x7F) + 1} bits a sample, 16 at most")
+    if (view[cod + 12], view[cod + 13]) != (0, 1):
+        raise corrupt(f"code-block style {view[cod + 12]} or wavelet {view[cod + 13]}: not decoded")
     levels, layers = view[cod + 9], _u16(view, cod + 6)
     block_rows, block_columns = (4 << (view[cod + 11] & 15)), (4 << (view[cod + 10] & 15))
     sizes_fit = max(block_rows, block_columns) <= 1024 and block_rows * block_columns <= 4096

@@ -33,7 +33,7 @@ _UNKNOWN = 1 << 20  # above every layer and bit plane: a tag tree's node that is
 
 @dataclass(frozen=True)
 class CodeBlocks:
-    """The code-blocks of the first resolutions, those of one resolution together.
+    """The code-blocks of all resolutions, those of one resolution together.
 
     data: uint8, the packets; blocks: int32 (count, BLOCK_FIELDS); segments: int64 (count,
     SEGMENT_FIELDS), all within `data`; first: where each resolution's blocks begin, and the count.
@@ -45,8 +45,11 @@ class CodeBlocks:
     first: tuple[int, ...]
 
 
-def read_blocks(view: memoryview, header: Header, resolutions: int) -> CodeBlocks:
-    """Return the code-blocks with their bytes, for the resolutions below `resolutions`.
+def read_blocks(view: memoryview, header: Header) -> CodeBlocks:
+    """Return the code-blocks of all resolutions with their bytes.
+
+    Whatever level is wanted, all packet headers are read: a stream that breaks off further on is
+    then damaged for every level.
 
     Raises:
         CorruptCodestreamError: the packets break off, or claim more than their bands can hold.
@@ -57,8 +60,7 @@ def read_blocks(view: memoryview, header: Header, resolutions: int) -> CodeBlock
     data.flags.writeable = False  # one type for the kernels, whatever the bytes came in
     layout = Layout(header, len(data))
     order = packet_order(layout.positions, header)
-    order = order[: int(np.flatnonzero(order[:, 0] < resolutions)[-1]) + 1]
-    room = 2 * len(layout.blocks()) + 16
+    room = 2 * int(layout.first[-1]) + 16
     while True:
         blocks = layout.blocks()
         segments = np.zeros((room, SEGMENT_FIELDS), np.int64)
