@@ -23,6 +23,13 @@
     ├── ConvertError                        a bulk run cannot start or go on
     │   ├── OutputCollisionError            two inputs would give one output name
     │   └── WorkerError                     a worker process died or ran out of time on a file
+    ├── TrainingError                       a training run cannot start or go on
+    │   ├── TableError (ValueError)         a table lacks a column, or a value in it is not allowed
+    │   ├── LeakError                       a patient stands on both sides of a split
+    │   ├── ModelError                      no such model, or it does not take such images
+    │   ├── WeightsError                    pretrained weights could not be had
+    │   ├── CheckpointError                 a checkpoint of another model or version, or damaged
+    │   └── DivergedError                   the loss is no number any more
     └── ConfigError (ValueError)            a setting: field, got, allowed
 
     FastMammoWarning (UserWarning)
@@ -148,6 +155,34 @@ class OutputCollisionError(ConvertError):
 
 class WorkerError(ConvertError):
     """A worker process died, or exceeded its time, on one file."""
+
+
+class TrainingError(FastMammoError):
+    """A training run cannot start, or cannot go on."""
+
+
+class TableError(TrainingError, ValueError):
+    """A table lacks a column or an image, or a value in it is not allowed."""
+
+
+class LeakError(TrainingError):
+    """A patient stands on both sides of a split: every metric on it would be too good."""
+
+
+class ModelError(TrainingError):
+    """There is no model of that name, or it does not take such images."""
+
+
+class WeightsError(TrainingError):
+    """Pretrained weights could not be had: not downloaded, or of another architecture."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint, or a run folder, is of another model or version, or damaged."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no finite number any more."""
 
 
 class ConfigError(FastMammoError, ValueError):

@@ -1,0 +1,47 @@
+"""Declares the fields of the trainer's settings: their help lines and allowed values."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from dataclasses import field as _field
+from typing import Any
+
+from fastmammo.errors import ConfigError
+
+
+def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **cli: Any) -> Any:
+    """Declare a field with its help line and its allowed values: the CLI reads both.
+
+    `cli` is for the command line, where the default does not tell: type, metavar.
+    """
+    return _field(default=default, metadata={"help": help, "choices": choices, **cli})
+
+
+def check_choices(config: Any) -> None:
+    """Refuse a field whose value is not among its choices.
+
+    Raises:
+        ConfigError: field, got, allowed.
+    """
+    for each in fields(config):
+        value, choices = getattr(config, each.name), each.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(
+                f"{each.name}: got {value!r}, allowed are {', '.join(map(str, choices))}"
+            )
+
+
+def check_range(
+    config: Any, name: str, low: float, high: float, *, whole: bool = False
+) -> None:
+    """Refuse a field that is not a number from low to high, both included.
+
+    Raises:
+        ConfigError: field, got, allowed.
+    """
+    value = getattr(config, name)
+    kinds = (int,) if whole else (int, float)
+    # NaN is neither more nor less; a bool is an int
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "a whole number " if whole else ""
+        raise ConfigError(f"{name}: got {value!r}, allowed is {kind}{low} to {high}")
