@@ -72,9 +72,12 @@ class Batches:
         drop_last: leave out the last batch where it is not full.
         look_ahead: batches that are prepared ahead.
         layout: "HWC", which DALI's operators on images want, or "CHW" for (N, 1, H, W).
+        device_id: the GPU of a Preprocessor on a GPU; None for the one that is current where the
+            first epoch begins. `mammograms` gives the pipeline's.
 
     Raises:
         ConfigError: a setting is not allowed.
+        BackendUnavailableError: the Preprocessor is on a GPU, and CuPy or the GPU is not there.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class Batches:
         drop_last: bool = False,
         look_ahead: int = 2,
         layout: str = "HWC",
+        device_id: int | None = None,
     ) -> None:
         self.sources = list(sources)
         self.labels = np.asarray(np.arange(len(self.sources)) if labels is None else labels)
@@ -124,10 +128,23 @@ class Batches:
         self.shards = shards
         self.drop_last = drop_last
         self.look_ahead = look_ahead
+        self.device_id = device_id
         self.epoch = 0
         """The epoch that the next pass is."""
         self.failures: list[Failure] = []
         """Sources that were left out, of all epochs; `index` is the position in `sources`."""
+        # one for all epochs: on a GPU it holds decode states, threads and pinned memory
+        output, on_cpu = preprocessor.output, self.device == "cpu"
+        self._prepares = Preprocessor(
+            preprocessor.config,
+            # on a CPU a source a task, or a batch would wait for its slowest; else whole batches
+            workers=1 if on_cpu else preprocessor.workers,
+            on_error="collect",
+            dtype=output.dtype,
+            normalisation=(output.scale, output.offset),
+            tensors="cupy",
+            memory_budget_mb=output.budget_bytes and output.budget_bytes >> 20,
+        )
 
     @property
     def device(self) -> str:
@@ -141,6 +158,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Any, NDArray[Any]]]:
         """Begin the next epoch."""
+        if self.device == "gpu":
+            self._on_device()  # settled in the caller's thread
         order = np.arange(len(self.sources))
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
@@ -159,27 +178,15 @@ class Batches:
 
     def _items(self, order: list[int]) -> Iterator[Item]:
         """Yield each image in the order asked for; the next ones are made in threads meanwhile."""
-        # On a CPU a source a task, or a batch would wait for its slowest; on a GPU whole batches.
         on_cpu = self.device == "cpu"
         size = 1 if on_cpu else self.batch_size
-        config, threads = self.preprocessor.config, self.preprocessor.workers
-        output = self.preprocessor.output
-        prepare = Preprocessor(
-            config,
-            workers=1 if on_cpu else threads,
-            on_error="collect",
-            dtype=output.dtype,
-            normalisation=(output.scale, output.offset),
-            tensors="cupy",
-            memory_budget_mb=output.budget_bytes and output.budget_bytes >> 20,
-        )
         ahead = self.look_ahead * self.batch_size // size
-        pool = ThreadPoolExecutor(threads if on_cpu else self.look_ahead)
+        pool = ThreadPoolExecutor(self.preprocessor.workers if on_cpu else self.look_ahead)
         waiting: deque[tuple[list[int], Any]] = deque()
         try:
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                waiting.append((part, pool.submit(self._prepare, prepare, part)))
+                waiting.append((part, pool.submit(self._prepare, part)))
                 if len(waiting) > ahead:
                     yield from self._kept(*waiting.popleft())
             while waiting:
@@ -187,13 +194,25 @@ class Batches:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _prepare(self, prepare: Preprocessor, part: list[int]) -> Batch:
-        batch = prepare([self.sources[index] for index in part])
-        if self.device == "gpu":
+    def _prepare(self, part: list[int]) -> Batch:
+        sources = [self.sources[index] for index in part]
+        if self.device == "cpu":
+            return self._prepares(sources)
+        import cupy
+
+        # which device is current is each thread's own affair, and this one is the pool's
+        cupy.cuda.Device(self._on_device()).use()
+        batch = self._prepares(sources)
+        cupy.cuda.get_current_stream().synchronize()  # another thread reads it
+        return batch
+
+    def _on_device(self) -> int:
+        """Return the GPU that the images are on: where none was named, that of the first epoch."""
+        if self.device_id is None:
             import cupy
 
-            cupy.cuda.get_current_stream().synchronize()  # another thread reads it
-        return batch
+            self.device_id = int(cupy.cuda.runtime.getDevice())
+        return self.device_id
 
     def _kept(self, part: list[int], future: Any) -> list[Item]:
         batch: Batch = future.result()
@@ -212,8 +231,9 @@ class Batches:
             return np.stack(parts), labels
         import cupy
 
-        images = cupy.stack(parts)
-        cupy.cuda.get_current_stream().synchronize()  # DALI copies on a stream of its own
+        with cupy.cuda.Device(self._on_device()):
+            images = cupy.stack(parts)
+            cupy.cuda.get_current_stream().synchronize()  # DALI copies on a stream of its own
         return images, labels
 
 
@@ -262,7 +282,10 @@ def mammograms(
             )
     else:
         chosen = preprocessor or Preprocessor()
-        batches = Batches(chosen, sources, labels, batch_size=size, **order)
+        device_id = None if current.device_id is None else int(current.device_id)
+        batches = Batches(
+            chosen, sources, labels, batch_size=size, **{"device_id": device_id, **order}
+        )
     images, rows = dali.fn.external_source(
         source=batches,
         num_outputs=2,

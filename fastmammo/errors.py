@@ -45,6 +45,8 @@ Messages say what failed, where, got, wanted, and what to do::
 
 from __future__ import annotations
 
+import traceback
+
 
 class FastMammoError(Exception):
     """Any error that fastmammo raises on purpose.
@@ -60,6 +62,22 @@ class FastMammoError(Exception):
         """The class name without "Error", in words: the short cause that a manifest row carries."""
         name = type(self).__name__.removesuffix("Error")
         return "".join(f" {c.lower()}" if c.isupper() else c for c in name).strip()
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of what the tracebacks of an error that is kept, and of its causes, hold on to.
+
+    A failure may live as long as its batch, and the frames that it passed through held the file's
+    bytes and the device's arrays. The lines stay where the error is a defect, for whoever mends it.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        traceback.clear_frames(trace)
+        if trace is not None:
+            # the outermost frame is still at work: nothing clears it
+            known = isinstance(error, (FastMammoError, OSError))
+            error.__traceback__ = None if known else trace.tb_next
+        error = error.__cause__ or error.__context__
 
 
 class ReadError(FastMammoError):

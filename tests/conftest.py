@@ -31,6 +31,25 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         raise
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Under FASTMAMMO_REQUIRE_GPU=1 make a failure of each skip of a test marked `gpu`.
+
+    Whatever the reason: a test of the GPU that did not run there has shown nothing.
+    """
+    report = yield
+    required = os.environ.get("FASTMAMMO_REQUIRE_GPU") == "1"
+    if required and report.skipped and item.get_closest_marker("gpu"):
+        if hasattr(report, "wasxfail"):
+            return report
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason}, and FASTMAMMO_REQUIRE_GPU=1 takes a skip for a failure"
+    return report
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real test files: FASTMAMMO_TEST_DATA, or ../shared/data."""

@@ -21,7 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from fastmammo.errors import CorruptCodestreamError, DeviceError, NotDicomError
+from fastmammo.errors import (
+    CorruptCodestreamError,
+    DeviceError,
+    DeviceMemoryError,
+    NotDicomError,
+)
 from fastmammo.preprocess import Config
 from fastmammo.preprocess.geometry import EDGES
 
@@ -125,6 +130,28 @@ class StandIn:
         if tries < int(times):
             Path(folder, f"lost-{Path(path).name}-{tries}").touch()
             raise DeviceError(f"{path}: an illegal memory access was encountered")
+
+    def do_gpu_full(self, path: str, folder: str) -> None:
+        """Have no device memory, and note each try."""
+        tries = len(list(Path(folder).glob(f"full-{Path(path).name}-*")))
+        device = self.config.device
+        Path(folder, f"full-{Path(path).name}-{tries}-{device}-{os.getpid()}").touch()
+        if device == "cuda":
+            raise DeviceMemoryError(f"{path}: no memory left")
+
+    def do_beside(self, path: str, value: str) -> None:
+        """Wait until so many files are in hand at once."""
+        count, folder = value.split(",")
+        Path(folder, f"beside-{Path(path).name}").touch()
+        end = time.monotonic() + 20
+        while len(list(Path(folder).glob("beside-*"))) < int(count):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def do_beside_once(self, path: str, value: str) -> None:
+        """As `beside`, the first time alone."""
+        if not Path(value.split(",")[1], f"beside-{Path(path).name}").exists():
+            self.do_beside(path, value)
 
     def do_pair(self, _: str, folder: str) -> None:
         """Wait until a second process has a file in hand too."""

@@ -173,7 +173,13 @@ class HostCupy:
         self.ndarray = HostArray
         runtime = SimpleNamespace(getDevice=lambda: 0)
         device = SimpleNamespace(attributes={"MultiProcessorCount": 2})
-        self.cuda = SimpleNamespace(runtime=runtime, Device=lambda number: device)
+        runtime.CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
+        self.cuda = SimpleNamespace(
+            runtime=runtime,
+            driver=SimpleNamespace(CUDADriverError=type("CUDADriverError", (RuntimeError,), {})),
+            memory=SimpleNamespace(OutOfMemoryError=type("OutOfMemoryError", (MemoryError,), {})),
+            Device=lambda number: device,
+        )
 
     def is_available(self) -> bool:
         return True

@@ -50,6 +50,7 @@ enum {
     REUSED, SHARED, EARLY, CHANGED,                          /* violations */
     DECODED, AT_ONCE, POISONED, MEMORY, LIMIT, DEVICE_PADDING, PINNED_PADDING, NO_DEVICE,
     STATES_MADE,
+    DISCARD, /* whether num_res_levels are those to leave out */
     COUNTERS
 };
 static long counters[COUNTERS];
@@ -407,5 +408,7 @@ nvjpeg2kStatus_t nvjpeg2kDecodeTile(nvjpeg2kHandle_t handle, nvjpeg2kDecodeState
                                     cudaStream_t stream) {
     (void)handle;
     if (params || tile || resolutions > frame->levels + 1) return 2;
+    if (resolutions && fake_count(DISCARD))
+        resolutions = resolutions > frame->levels ? 1 : frame->levels + 1 - resolutions;
     return decode(state, frame, resolutions ? resolutions : frame->levels + 1, image, stream);
 }

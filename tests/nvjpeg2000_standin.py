@@ -25,7 +25,7 @@ COUNTERS = (
     *("handles", "states", "bitstreams", "streams", "events"),
     *("reused", "shared", "early", "changed"),
     *("decoded", "at_once", "poisoned", "memory", "limit"),
-    *("device_padding", "pinned_padding", "no_device", "states_made"),
+    *("device_padding", "pinned_padding", "no_device", "states_made", "discard"),
 )
 WELL, REFUSED_AT_PARSE, REFUSED_AT_DECODE, POISON = range(4)
 
@@ -157,6 +157,13 @@ class StandIn:
     def empty(self, shape: tuple[int, int], dtype: Any, stream: Stream) -> Array:
         assert stream is self.caller
         return Array(np.full(shape, 77, dtype))
+
+    def upload(self, values: np.ndarray, stream: Stream) -> Array:
+        return Array(values.copy())
+
+    def download(self, array: Array, stream: Stream) -> np.ndarray:
+        stream.synchronize()
+        return array.values.copy()
 
     def release_cached(self) -> None:
         self.released += 1

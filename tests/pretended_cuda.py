@@ -7,7 +7,7 @@ import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from cuda_on_cpu import HostArray, HostCupy
@@ -23,7 +23,7 @@ from fastmammo.decoding import (
     nvjpeg2000_state,
 )
 from fastmammo.kernels import gpu
-from fastmammo.preprocess import device
+from fastmammo.preprocess import device, device_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,6 +86,26 @@ class Stream:
         assert self.cuda.stack().pop() is self
 
 
+class Device:
+    """A device by its number: which one is current is each thread's own affair, as in CUDA."""
+
+    attributes: ClassVar = {"MultiProcessorCount": 2}
+
+    def __init__(self, cuda: PretendedCuda, number: int = 0) -> None:
+        self.cuda, self.id = cuda, number
+
+    def use(self) -> None:
+        self.cuda.local.device = self.id
+
+    def __enter__(self) -> Device:
+        self.before = self.cuda.cuda.runtime.getDevice()
+        self.use()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cuda.local.device = self.before
+
+
 class PretendedCuda(HostCupy):
     """As much of CuPy as the package uses."""
 
@@ -99,21 +119,23 @@ class PretendedCuda(HostCupy):
         self.full: Any = lambda shape, kind: False
         self.launched: list[str] = []
         self.released = 0
+        self.limits: list[int] = []
         self.devices = 1
         self.ndarray = Array
-        numbered = SimpleNamespace(use=lambda: None, id=0, attributes={"MultiProcessorCount": 2})
         properties = {"name": b"Pretended GPU", "totalGlobalMem": 1 << 34}
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(
-                getDevice=lambda: 0,
+                getDevice=lambda: self.local.__dict__.setdefault("device", 0),
                 getDeviceCount=lambda: self.devices,
                 getDeviceProperties=lambda index: properties,
+                driverGetVersion=lambda: 13000,
                 memGetInfo=lambda: (1 << 33, 1 << 34),
                 CUDARuntimeError=RuntimeFailure,
             ),
-            driver=SimpleNamespace(CUDADriverError=DriverFailure),
+            driver=SimpleNamespace(CUDADriverError=DriverFailure, get_build_version=lambda: 13000),
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            Device=lambda number=0: numbered,
+            Device=functools.partial(Device, self),
             Stream=functools.partial(Stream, self),
             Event=Event,
             get_current_stream=lambda: self.stack()[-1],
@@ -150,7 +172,8 @@ class PretendedCuda(HostCupy):
         def free() -> None:
             self.released += 1
 
-        return SimpleNamespace(free_all_blocks=free)
+        limit = self.limits.append
+        return SimpleNamespace(free_all_blocks=free, set_limit=lambda *, size: limit(size))
 
     def _call(self, name: str, *arguments: Any, **options: Any) -> None:
         with self.one_at_a_time:  # the kernels' program keeps the block at hand in globals
@@ -193,10 +216,8 @@ def install(monkeypatch: pytest.MonkeyPatch, library: Path) -> PretendedCuda:
     monkeypatch.setattr(gpu, "_cupy", lambda: cupy)
     for name in ("_kernel", "_module", "_multiprocessors"):
         monkeypatch.setattr(gpu, name, functools.cache(getattr(gpu, name).__wrapped__))
-    runtime_of = functools.cache(cuda_runtime.CupyRuntime)
-    monkeypatch.setattr(cuda_runtime, "runtime_of", runtime_of)
-    monkeypatch.setattr(device, "runtime_of", runtime_of)
-    monkeypatch.setattr(device, "_streams", {})
+    monkeypatch.setattr(cuda_runtime, "_runtime", functools.cache(cuda_runtime.CupyRuntime))
+    monkeypatch.setattr(device_memory, "_streams", {})
     Flight.made = []
     monkeypatch.setattr(device, "Decoder", Flight)
 

@@ -22,6 +22,8 @@ from fastmammo.errors import (
     ConfigError,
     CorruptCodestreamError,
     DecodeError,
+    DeviceError,
+    DeviceMemoryError,
     MismatchError,
     NotDicomError,
     UnsupportedSyntaxError,
@@ -195,6 +197,29 @@ def test_a_frame_that_fails_costs_itself(device: Any, bad: tuple[int, ...]) -> N
         assert words.endswith(": Failed to decode sample: CorruptCodestreamError")
     batches = {index // 4 for index in bad}
     assert decoder.rebuilt == log.count("failed") == len(bad) + len(batches)
+
+
+class Fails(Pipeline):
+    """A pipeline that fails with the words that the test gives it."""
+
+    words = ""
+
+    def share_outputs(self) -> tuple[list[np.ndarray]]:
+        raise RuntimeError(self.words)
+
+
+def test_a_lost_device_is_no_frames_fault(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _ = device(Fails, batch_size=4)
+    told = numpy_as_cupy.install(monkeypatch)
+    monkeypatch.setattr(Fails, "words", "encountered:\n\nCUDA allocation failed: out of memory")
+    (found,) = decoder.decode([frame(12, 0)[0]])
+    with pytest.raises(DeviceMemoryError, match="out of memory"):
+        raise found
+    assert told.synchronized >= 1
+    told.lost = True
+    monkeypatch.setattr(Fails, "words", "encountered:\n\nFailed to decode sample")
+    with pytest.raises(DeviceError, match="Failed to decode sample: CUDA failed: cudaErrorIllegal"):
+        list(decoder.decode([frame(12, 0)[0]]))
 
 
 def test_frames_may_come_one_by_one(device: Any) -> None:

@@ -6,6 +6,7 @@ import functools
 import os
 import pickle
 import sys
+from collections import Counter
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +108,8 @@ def test_every_lossless_syntax_gives_the_cpus_bits(
         if expected:
             assert (record["decoder"], record["notes"]) == (expected, "")
         elif not SYNTAXES[uid].encapsulated:
-            assert (record["decoder"], record["notes"]) == ("numpy", "")
+            made = "" if record["level"] == record["roi_level"] == 0 else "levels made on the GPU"
+            assert (record["decoder"], record["notes"]) == ("numpy", made)
         else:
             assert "decoded on the CPU: cannot decode" in str(record["notes"])
 
@@ -259,6 +261,7 @@ def test_torch_owns_the_output_where_it_is_loaded(
     cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[np.ndarray] = []
+    emptied: list[bool] = []
     stream = SimpleNamespace(cuda_stream=99)
 
     class Tensor:
@@ -280,6 +283,8 @@ def test_torch_owns_the_output_where_it_is_loaded(
         empty=lambda shape, *, dtype, device: Tensor(shape, dtype),
         cuda=SimpleNamespace(
             is_available=lambda: True,
+            is_initialized=lambda: True,
+            empty_cache=lambda: emptied.append(True),
             current_stream=lambda device: stream,
             OutOfMemoryError=type("OutOfMemoryError", (RuntimeError,), {}),
         ),
@@ -295,10 +300,22 @@ def test_torch_owns_the_output_where_it_is_loaded(
     assert len(external.waits) == len(external.records) == 2
     assert on_device(prepare(tensors="cupy")(files()).images)
 
-    def empty(shape: Any, **_: Any) -> None:
+    well = torch.__dict__["empty"]
+
+    def empty(shape: Any, **kinds: Any) -> Tensor:
+        if cuda.released:
+            made_after: Tensor = well(shape, **kinds)
+            return made_after
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     torch.__dict__["empty"] = empty
+    assert len(prepare()(files()).images) == 3  # CuPy's pool held what torch lacked
+    assert (cuda.released, emptied) == (1, [True])
+
+    def full(shape: Any, **_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    torch.__dict__["empty"] = full
     with pytest.raises(DeviceMemoryError, match="the output of a batch: CUDA out of memory"):
         prepare()(files())
     torch.cuda.is_available = lambda: False
@@ -365,7 +382,7 @@ def test_a_frame_on_which_the_gpu_fails_is_decoded_on_the_cpu(
     assert same(batch, wanted)
     assert [record["notes"] for record in batch.records] == [
         "",
-        "decoded on the CPU: nvJPEG2000: bad codestream",
+        "decoded on the CPU: nvJPEG2000: bad codestream|levels made on the GPU",
         "",
     ]
     assert batch.records[1]["decoder"] == "numba"
@@ -420,18 +437,20 @@ def test_values_beyond_the_precision(cuda: PretendedCuda, monkeypatch: pytest.Mo
 
     def wild(data: Any, codestream: Any, level: int = 0, threads: int = 1) -> Any:
         pixels = well(data, codestream, level, threads)
-        pixels[0, 0] = 60000
+        pixels[0, :2] = 20000, 65533  # the second is -3, if the library does not clamp
         return pixels
 
     monkeypatch.setattr(nvjpeg2000, "decode", wild)
     monkeypatch.setattr(nvimgcodec, "decode", wild)
     found = to_host(decode(read(file(1)), device="cuda"))
-    assert found[0, 0] == 4095
-    assert np.array_equal(found.flat[1:], pixels_of(1).flat[1:])
-    assert to_host(decode(read(file(0)), device="cuda", level=2))[0, 0] == 4095
+    assert found[0, :2].tolist() == [4095, 0]
+    assert np.array_equal(found.flat[2:], pixels_of(1).flat[2:])
+    level = to_host(decode(read(file(0)), device="cuda", level=2))
+    assert level[0, :2].tolist() == [4095, 0]
+    assert level.dtype == np.uint16
     decoder = FrameDecoder(read(file(1, f"{J}.70")), device="cuda")
     assert not on_device(decoder.at(0))
-    assert "nvimgcodec decoded values 0 to 60000" in decoder.notes[0]
+    assert "nvimgcodec decoded values 0 to 65533" in decoder.notes[0]
 
 
 def test_a_library_that_does_not_start_is_no_batchs_end(
@@ -556,8 +575,10 @@ def test_a_lost_gpu_ends_its_worker_and_the_file_is_tried_once_more(
     assert (summary.ok, summary.failed) == (3, 1)
     assert summary.reasons == {"failed: device": 1}
     found = [path.name.split("-")[1:] for path in seen.iterdir() if path.name.startswith("seen")]
-    tries = [name for *_, name in found]
-    assert sorted(tries) == ["a.dcm", "b.dcm", "b.dcm", "c.dcm", "c.dcm", "d.dcm"]
+    tries = Counter(name for *_, name in found)
+    # who is in hand beside one that loses the GPU has one more try too, and maybe had none before
+    assert set(tries.values()) <= {1, 2}
+    assert len(list(seen.glob("lost-c.dcm-*"))) in (1, 2)
     assert len({process for process, *_ in found}) >= 3
     assert {gpu for _, gpu, _ in found} == {"3"}  # its place's GPU, whichever process it is
 
@@ -570,56 +591,6 @@ def test_the_devices_that_a_process_may_use(
     assert cuda_runtime.visible_devices() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1, 7")
     assert cuda_runtime.visible_devices() == ["GPU-1", "7"]
-
-
-def test_doctor_with_a_device(cuda: PretendedCuda) -> None:
-    from fastmammo.report.doctor import diagnose, text
-
-    found = diagnose()
-    assert found["devices"]["cuda"] == "Pretended GPU, 16384 MiB"
-    assert found["cuda"]["missing"] == {}
-    assert found["table"][f"{J}.90"]["nvjpeg2000"] == "exact"
-    assert found["table"][f"{J}.70"]["nvimgcodec"] == "exact"
-    assert found["chosen"][f"{J}.90"] == "numba"
-    assert "nvjpeg2000: exact" in text(found)
-
-
-def test_doctor_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastmammo.report.doctor import diagnose, text
-
-    monkeypatch.setattr(cuda_runtime, "missing", lambda: "CuPy: pip install it")
-    found = diagnose()
-    assert "nvjpeg2000" not in found["backends"]
-    assert found["devices"]["cuda"] == "none that can be used"
-    assert "cuda lacks CuPy: pip install it" in text(found)
-
-
-def test_verify_has_the_gpus_routes(
-    cuda: PretendedCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fastmammo.report.verify import verify
-
-    (tmp_path / "a.dcm").write_bytes(file(0))
-    (tmp_path / "b.dcm").write_bytes(file(1, f"{J}.91"))
-    found = verify(tmp_path, size=SIZE, device="cuda")
-    assert found.exit_code == 0, found.text()
-    rows = {(r["route"], r["backend"]): r for r in found.routes() if r["device"] == "cuda"}
-    assert rows["level 0", "nvjpeg2000"]["exact"] == 1
-    assert rows["level 2", "nvjpeg2000"]["exact"] == 1
-    assert rows["full image", "auto"]["exact"] == 1
-    assert found.to_dict()["backends"]["dali"] == "pretended"
-    well = nvjpeg2000.decode
-
-    def wrong(*arguments: Any) -> Any:
-        pixels = well(*arguments)
-        pixels[5, 5] += 1
-        return pixels
-
-    monkeypatch.setattr(nvjpeg2000, "decode", wrong)
-    assert verify(tmp_path, size=SIZE, device="cuda").exit_code == 1
-    assert {r["device"] for r in verify(tmp_path, size=SIZE).routes()} == {"cpu"}
-    with pytest.raises(ConfigError, match="device: got 'tpu', allowed are cpu, cuda"):
-        verify(tmp_path, device="tpu")
 
 
 # --- on a GPU ------------------------------------------------------------------------------------
@@ -657,13 +628,23 @@ def test_on_a_gpu_floats_have_the_same_bits(real: Any, dtype: str) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_memory_does_not_grow(real: Any) -> None:
-    preprocessor, seen = prepare(tensors="cupy", workers=4), []
-    for count in (10, 190):
+    """Not in 1,000 batches, each with a file that fails and one that the CPU decodes."""
+    preprocessor, seen = prepare(tensors="cupy", workers=4, on_error="collect"), []
+    pixels = phantom(160, 120, seed=1).pixels
+    tiny = [write_dicom(pixels, transfer_syntax_uid=f"{J}.{n}") for n in (90, 80)]
+    cut = tiny[0][: len(tiny[0]) * 3 // 4]
+    kept = []
+    for count in (10, 990):
         for _ in range(count):
-            preprocessor(files())
+            batch = preprocessor([tiny[0], cut, tiny[1]])
+            assert batch.indices == (0, 2)
+        kept = batch.failures  # a failure that is kept holds nothing
+        del batch
         real.cuda.runtime.deviceSynchronize()
+        real.get_default_memory_pool().free_all_blocks()
         seen.append(real.cuda.runtime.memGetInfo()[0])
-    assert seen[0] - seen[1] < 64 << 20
+    assert len(kept) == 1
+    assert seen[0] - seen[1] < 8 << 20
 
 
 @pytest.mark.gpu
@@ -688,6 +669,19 @@ def test_on_a_gpu_convert_gives_the_cpus_files(real: Any, tmp_path: Path) -> Non
     for index in range(3):
         found, wanted = (tmp_path / name / f"{index}.png" for name in ("cuda", "cpu"))
         assert found.read_bytes() == wanted.read_bytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [8, 12, 14, 15, 16])
+def test_on_a_gpu_levels_that_overshoot_are_clipped_as_on_the_cpu(real: Any, bits: int) -> None:
+    """Open for 8, 15 and 16 bits: whether nvJPEG2000 clamps a level's sums, or wraps them."""
+    pattern = np.random.default_rng(bits).integers(0, 2, (64, 48))
+    pixels = np.kron(pattern, np.ones((5, 5), int)) * ((1 << bits) - 1)
+    kind = np.uint8 if bits == 8 else np.uint16
+    data = write_dicom(pixels.astype(kind), transfer_syntax_uid=f"{J}.90", bits_stored=bits)
+    for level in range(4):
+        found = to_host(decode(read(data), device="cuda", level=level, backend="nvjpeg2000"))
+        assert np.array_equal(found, decode(read(data), level=level)), level
 
 
 @pytest.mark.gpu

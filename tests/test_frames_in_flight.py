@@ -11,6 +11,7 @@ import time
 import weakref
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,8 @@ def test_a_thousand_mixed_frames_keep_order_and_values(standin: StandIn) -> None
         (REFUSED_AT_DECODE, 1, DecodeError, "DecodeImage gave NOT_INITIALIZED"),
         (REFUSED_AT_DECODE, 2, DecodeError, "INVALID_PARAMETER"),
         (REFUSED_AT_DECODE, 3, CorruptCodestreamError, "BAD_JPEG"),
-        (REFUSED_AT_DECODE, 6, DeviceError, "EXECUTION_FAILED"),
+        # the stream goes on: the CPU may take the frame, and nothing says that the GPU is lost
+        (REFUSED_AT_DECODE, 6, DecodeError, "for this frame alone: the device goes on"),
         (REFUSED_AT_DECODE, 7, BackendUnavailableError, "ARCH_MISMATCH"),
         (REFUSED_AT_DECODE, 8, DecodeError, "INTERNAL_ERROR"),
         (REFUSED_AT_DECODE, 9, UnsupportedSyntaxError, "IMPLEMENTATION_NOT_SUPPORTED"),
@@ -233,7 +235,7 @@ def test_a_device_failure_with_no_memory_left_counts_as_short_memory(standin: St
     standin.free = 0
     with decoder(standin, states=3) as d:
         [found] = d.map([request(frame(kind=REFUSED_AT_DECODE, status=6))])
-        assert type(found) is DeviceError
+        assert type(found) is DecodeError
         assert d.states == 3
     assert standin.released == 4  # with three states, with two, with one, and alone once more
     assert_all_closed(standin)
@@ -449,6 +451,45 @@ def test_memory_that_the_caller_s_stream_still_uses_is_waited_for(standin: Stand
     assert_all_closed(standin)
 
 
+def test_the_default_stream_of_a_thread_is_told_of_in_that_thread(standin: StandIn) -> None:
+    """cudaStreamPerThread is one address and another stream in each thread."""
+
+    class PerThread:
+        ptr = 2
+
+        def record(self, event: Any) -> Any:
+            threads.append(("record", threading.get_ident()))
+            return standin.caller.record(event)
+
+    threads: list[tuple[str, int]] = []
+    own = PerThread()
+    standin.stream_of = lambda stream: own  # type: ignore[method-assign, assignment]
+
+    def empty(shape: tuple[int, int], dtype: Any, stream: Any) -> Array:
+        assert stream is own
+        threads.append(("empty", threading.get_ident()))
+        return Array(np.full(shape, 77, dtype))
+
+    standin.empty = empty  # type: ignore[method-assign]
+    handle = Handle(standin.library)
+    state, slow = State(handle), frame(gpu=60_000)
+    out = Array(np.empty((40, 30), np.uint16))
+    state.parse(slow, facts(slow))
+    with decoder(standin, states=1) as d:
+        target = target_of(out, (40, 30), np.uint16)
+        state.decode(facts(slow), 0, target, standin.caller.ptr)
+        found = d.submit(request(frame(tag=3), 1)).result(timeout=5)
+        assert np.array_equal(found.values, values(frame(tag=3), 1))
+        assert standin.count("decoded") == 2  # what the caller's stream held came first
+        # memory first: the event then comes after all that may still read it
+        assert threads == [(what, threading.get_ident()) for what in ("empty", "record")]
+        d.submit(request(frame(), out=out)).result(timeout=5)
+        assert [what for what, _ in threads] == ["empty", "record", "record"]
+    state.close()
+    handle.close()
+    assert_all_closed(standin)
+
+
 def test_settings_and_beginnings(standin: StandIn) -> None:
     for name in ("states", "threads", "waiting", "budget_bytes"):
         with pytest.raises(ConfigError, match=f"{name}: got 0, wanted 1 or more"):
@@ -499,6 +540,11 @@ def test_one_frame_at_a_time_from_several_threads(standin: StandIn) -> None:
     bad = frame(kind=REFUSED_AT_DECODE, status=8)
     with pytest.raises(DecodeError, match="INTERNAL_ERROR"):
         _decode(lender, standin, bad, facts(bad), 0)  # type: ignore[arg-type]
+    bad = frame(kind=REFUSED_AT_DECODE, status=6)
+    with pytest.raises(DecodeError, match=r"EXECUTION_FAILED .* the device goes on") as caught:
+        _decode(lender, standin, bad, facts(bad), 0)  # type: ignore[arg-type]
+    assert type(caught.value) is DecodeError
+    del caught
     bad = frame(kind=REFUSED_AT_DECODE, status=5)
     with pytest.raises(DeviceMemoryError, match="ALLOCATOR_FAILURE"):
         _decode(lender, standin, bad, facts(bad), 0)  # type: ignore[arg-type]

@@ -6,18 +6,21 @@ import ctypes as C
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from nvjpeg2000_standin import build, header_folder
 
 from fastmammo.decoding import cuda_runtime, nvjpeg2000, nvjpeg2000_library
-from fastmammo.decoding.cuda_runtime import CupyRuntime, runtime_of
+from fastmammo.decoding import twins as twins_module
+from fastmammo.decoding.cuda_runtime import CupyRuntime
 from fastmammo.decoding.nvjpeg2000_library import (
     FUNCTIONS,
     STRUCTURES,
@@ -28,7 +31,9 @@ from fastmammo.decoding.nvjpeg2000_library import (
     error_of,
     find_library,
 )
+from fastmammo.decoding.nvjpeg2000_probe import CODESTREAM
 from fastmammo.decoding.nvjpeg2000_state import dtype_of, shape_of
+from fastmammo.decoding.once import once
 from fastmammo.dicom import Codestream, inspect_codestream, read
 from fastmammo.errors import (
     BackendUnavailableError,
@@ -236,16 +241,147 @@ def test_without_cupy_or_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert "CuPy, which cannot be loaded" in (absent() or "")
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    cupy.is_available = lambda: True  # type: ignore[attr-defined]
+    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2, driverGetVersion=lambda: 13000)
+    cupy = with_compiler(monkeypatch, runtime, (13, 2))
     assert absent() is None
-    runtime = types.SimpleNamespace(getDeviceCount=lambda: 2)
-    cupy.cuda = types.SimpleNamespace(runtime=runtime)  # type: ignore[attr-defined]
     monkeypatch.setattr(cuda_runtime, "missing", lambda: None)
     with pytest.raises(BackendUnavailableError, match="CUDA device 2: there are 2"):
         CupyRuntime(2)
     monkeypatch.setattr(cuda_runtime, "missing", lambda: "pip install it")
     with pytest.raises(BackendUnavailableError, match="CUDA: pip install it"):
-        runtime_of.__wrapped__(0)
+        CupyRuntime(0)
+
+
+def with_compiler(
+    monkeypatch: pytest.MonkeyPatch, runtime: types.SimpleNamespace, compiler: object
+) -> types.ModuleType:
+    """A CuPy with a device; `compiler`: NVRTC's version, or what is raised instead."""
+
+    def version() -> object:
+        if isinstance(compiler, Exception):
+            raise compiler
+        return compiler
+
+    cupy = types.ModuleType("cupy")
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    cupy.is_available = lambda: True  # type: ignore[attr-defined]
+    cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        runtime=runtime,
+        nvrtc=types.SimpleNamespace(getVersion=version),
+        driver=types.SimpleNamespace(get_build_version=lambda: 12090),
+    )
+    return cupy
+
+
+def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with a driver alone no kernel could be compiled."""
+    monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda _: object())
+    of_cuda_12 = types.SimpleNamespace(driverGetVersion=lambda: 12080)
+    with_compiler(monkeypatch, of_cuda_12, RuntimeError('Failure finding "libnvrtc.so.13"'))
+    assert cuda_runtime.missing() == (
+        'NVRTC, the compiler of CUDA kernels (RuntimeError: Failure finding "libnvrtc.so.13"): '
+        "pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+    )
+    assert cuda_runtime.compiler_note() is None
+    with_compiler(monkeypatch, of_cuda_12, (13, 5))
+    assert (cuda_runtime.missing() or "").startswith(
+        "NVRTC for CUDA 12: CuPy takes that of CUDA 13, whose kernels a driver of CUDA 12 does not"
+    )
+    of_cuda_13 = types.SimpleNamespace(driverGetVersion=lambda: 13000)
+    with_compiler(monkeypatch, of_cuda_13, (13, 5))
+    assert cuda_runtime.missing() is None
+    note = cuda_runtime.compiler_note()
+    assert note == "CuPy is built for CUDA 12 and compiles by NVRTC of CUDA 13"
+    with_compiler(monkeypatch, of_cuda_13, (12, 9))
+    assert cuda_runtime.compiler_note() is None
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (FileNotFoundError(2, "No such file", "/h/.cupy"), "name one in CUPY_CACHE_DIR, or set"),
+        (RuntimeError("no wheel"), r"CuPy, which cannot be loaded \(RuntimeError: no wheel\): pip"),
+    ],
+)
+def test_a_cupy_that_cannot_be_imported(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    """It makes its folder of kernels while it is imported: HOME may not be writable."""
+
+    class Breaks:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "cupy":
+                raise error
+
+    monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Breaks(), *sys.meta_path])
+    assert re.search(words, cuda_runtime.missing() or "")
+
+
+def test_a_search_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def candidates() -> object:
+        tried.append(1)
+        return iter(["absent.so"])
+
+    monkeypatch.setattr(nvjpeg2000_library, "_candidates", candidates)
+    finding = once(find_library.__wrapped__)
+    said = set()
+    for _ in range(3):
+        with pytest.raises(BackendUnavailableError, match=r"absent\.so") as caught:
+            finding()
+        said.add(str(caught.value))
+    assert (len(tried), len(said)) == (1, 1)
+    finding.cache_clear()
+    with pytest.raises(BackendUnavailableError):
+        finding()
+    assert len(tried) == 2
+    counted = once(lambda: tried.append(1) or tried)  # type: ignore[func-returns-value]
+    assert counted() is counted()
+    assert len(tried) == 3
+
+
+def test_packages_of_both_cudas_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"nvidia-nvjpeg2k-cu12", "nvidia-nvjpeg2k-cu13", "nvidia-nvimgcodec-cu12"}
+
+    def distribution(name: str) -> object:
+        if name not in here:
+            raise twins_module.PackageNotFoundError(name)
+        return object()
+
+    monkeypatch.setattr(twins_module, "distribution", distribution)
+    monkeypatch.setattr(twins_module, "twins", twins_module.twins.__wrapped__)
+    both = "nvidia-nvjpeg2k-cu12 and nvidia-nvjpeg2k-cu13 are installed to the same files"
+    assert both in twins_module.twins()
+    assert twins_module.twins("nvimgcodec") is None
+    assert twins_module.with_twins(None, "nvjpeg2k") is None
+    assert twins_module.with_twins("no State", "dali") == "no State"
+    monkeypatch.setattr(nvjpeg2000, "find_library", lambda: None)
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: None)
+    monkeypatch.setattr(nvjpeg2000, "_probe", lambda device: "no State")
+    runtime = types.SimpleNamespace(getDevice=lambda: 0)
+    with_compiler(monkeypatch, runtime, (13, 5))
+    assert (nvjpeg2000.missing() or "").startswith(f"no State; {both}")
+
+
+def test_extras_bring_the_compiler_and_its_headers() -> None:
+    """A driver has neither NVRTC nor cuda_fp16.h, which CuPy's own kernels include."""
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.search(r"\[project.optional-dependencies\](.*?)\n\[", text, re.DOTALL)
+    assert extras is not None
+    lists = {name: body for name, body in re.findall(r"(?ms)^([\w-]+) = \[(.*?)^\]", extras[1])}
+    assert {"cuda12", "cuda13", "dev", "dev-cuda12"} <= set(lists)
+    for name, wanted in {
+        "cuda12": ("cupy-cuda12x", "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"),
+        "cuda13": ("cupy-cuda13x", "nvidia-cuda-nvrtc>=13,<14", "nvidia-cuda-runtime>=13,<14"),
+    }.items():
+        assert all(f'"{package}' in lists[name] for package in wanted), name
+    # wheels for CUDA 12 and 13 overwrite each other: who develops on a GPU has those of its extra
+    assert "nvidia-" not in lists["dev"]
+    assert "-cu13" not in lists["cuda12"] + lists["dev-cuda12"]
+    assert "-cu12" not in lists["cuda13"]
 
 
 def test_cupy_s_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,6 +678,11 @@ def test_real_files(data: Path, parser: Parser) -> None:
     assert seen >= 12
 
 
+def test_the_probe_s_codestream_is_read_by_the_library(parser: Parser) -> None:
+    assert parser.status(CODESTREAM) == Status.SUCCESS
+    assert_same_facts(parser, inspect_codestream(CODESTREAM, "jpeg2000"))
+
+
 def test_levels_need_one_whole_tile(pixels: np.ndarray) -> None:
     whole = inspect_codestream(j2k(pixels, levels=3), "jpeg2000")
     assert [shape_of(whole, level) for level in range(4)] == [
@@ -578,5 +719,60 @@ def test_a_question_that_cannot_be_answered_says_why(
         if cuda_runtime.missing() is None:
             assert "error" not in answer
         else:
-            assert answer["error"].startswith("exit 1: ")
-            assert "Traceback" not in answer["error"]
+            assert re.match(r"\w+(Error|NotFound\w*): ", answer["error"]), answer["error"]
+
+
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
+    return importlib.import_module("gpu_questions")
+
+
+def test_a_case_that_fails_is_an_answer_and_cuda_s_end_ends_the_question(
+    questions: types.ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Lost(RuntimeError):
+        pass
+
+    monkeypatch.setattr(questions, "is_fatal", lambda error: isinstance(error, Lost))
+
+    def ask(answer: Any, rows: int, columns: int) -> None:
+        with answer.case("first") as part:
+            part["equal"] = True
+        with answer.case("second"):
+            raise ValueError("no such\n format")
+        with answer.case("third"):
+            raise Lost("cudaErrorIllegalAddress")
+        raise AssertionError("never asked")
+
+    monkeypatch.setitem(questions.QUESTIONS, "types", ask)
+    questions.main(["--answer", "types"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == {"first": {"equal": True}}
+    assert lines[-1] == {
+        "first": {"equal": True},
+        "second": {"error": "ValueError: no such format"},
+        "third": {"error": "Lost: cudaErrorIllegalAddress"},
+        "stopped": "third: Lost: cudaErrorIllegalAddress",
+    }
+    assert questions.name_of(4) == "JPEG_NOT_SUPPORTED"
+    assert questions.name_of(17) == "unknown status 17"
+
+
+@pytest.mark.parametrize("end", ["exec sleep 60", "exit 139"])
+def test_what_was_found_before_the_end_is_kept(
+    questions: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(
+        "#!/bin/sh\n"
+        """echo '{"first": {"equal": true}}'\necho 'a library talks'\nprintf '{"first": {"eq'\n"""
+        f"{end}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(questions.sys, "executable", str(program))
+    found = questions.ask("types", [], 1.5)
+    assert found["first"] == {"equal": True}
+    assert found["error"].startswith("cut short after" if "sleep" in end else "exit 139: ")

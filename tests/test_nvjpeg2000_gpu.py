@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from conftest import DATA
 from gpu import require_gpu
 
 from fastmammo.decoding import FrameDecoder, nvjpeg2000, openjpeg
@@ -13,11 +14,9 @@ from fastmammo.decoding.frames_in_flight import Decoder, Request
 from fastmammo.decoding.nvjpeg2000_state import dtype_of, shape_of
 from fastmammo.dicom import read
 from fastmammo.errors import CorruptCodestreamError, FastMammoError, UnsupportedSyntaxError
-from fastmammo.testing import can_encode, write_dicom
+from fastmammo.testing import can_encode, phantom, write_dicom
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fastmammo.dicom import Mammogram
 
 pytestmark = pytest.mark.gpu
@@ -98,25 +97,35 @@ def test_levels_equal_the_cpu(
     assert_equals_cpu(cupy, m)
 
 
-@pytest.mark.parametrize("bits", range(8, 17))
+# signed samples of 8 bits are refused
+DEPTHS = [
+    (bits, signed)
+    for bits in range(8, 17)
+    for signed in (False, True)
+    if (bits, signed) != (8, True)
+]
+
+
+@pytest.mark.parametrize(("bits", "signed"), DEPTHS)
 @pytest.mark.parametrize("syntax", ["90", "201"])
-@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 def test_bit_depths(cupy: Any, bits: int, syntax: str, signed: bool) -> None:
-    if signed and bits == 8:
-        pytest.skip("signed samples of 8 bits are refused")
     values = drawn((130, 97), bits, signed=signed)
     uid = f"{J}.{syntax}"
     assert_equals_cpu(cupy, read(write_dicom(values, transfer_syntax_uid=uid, bits_stored=bits)))
 
 
+LINES = [(1, 1), (1, 9), (9, 1)]
+SIZES = [(2, 2), (3, 5), (64, 65), (17, 130), (1023, 511), (2049, 1537)]
+
+
 @pytest.mark.parametrize(
-    "shape",
-    [(1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (64, 65), (17, 130), (1023, 511), (2049, 1537)],
+    ("syntax", "shape"),
+    [
+        *(("90", shape) for shape in (*LINES, *SIZES)),
+        *(("201", shape) for shape in SIZES),  # its encoder refuses one row or column
+    ],
 )
-@pytest.mark.parametrize("syntax", ["90", "201"])
 def test_odd_sizes(cupy: Any, shape: tuple[int, int], syntax: str) -> None:
-    if min(shape) == 1 and syntax == "201":
-        pytest.skip("the HTJ2K encoder refuses one row or column")
     m = read(write_dicom(drawn(shape, 12), transfer_syntax_uid=f"{J}.{syntax}"))
     levels = m.codestream(0).levels
     assert_equals_cpu(cupy, m, tuple(range(min(levels, 3) + 1)))
@@ -153,9 +162,23 @@ def test_a_level_stays_within_the_codestream_s_precision(cupy: Any) -> None:
         assert np.array_equal(found, openjpeg.decode(data, c, level)), level
 
 
-def test_real_files(cupy: Any, data: Path) -> None:
+def vendors_files() -> list[bytes]:
+    """Phantoms of vendors' sizes and depths, for where no real files are."""
+    made = []
+    for index, (rows, columns, bits) in enumerate(
+        [(3328, 2560, 12), (2294, 1914, 14), (4096, 3328, 12), (1664, 1280, 10), (5355, 4915, 16)]
+    ):
+        values = phantom(rows, columns, seed=index, bits_stored=bits).pixels
+        for syntax in ("90", "91"):
+            options = {"transfer_syntax_uid": f"{J}.{syntax}", "bits_stored": bits}
+            made.append(write_dicom(values, **options))  # type: ignore[arg-type]
+    return made
+
+
+def test_real_files(cupy: Any) -> None:
     seen = 0
-    for path in sorted(data.rglob("*")):
+    real = (DATA / "MANIFEST.csv").is_file()
+    for path in sorted(DATA.rglob("*")) if real else vendors_files():
         try:
             m = read(path)
             c = m.codestream(0)
@@ -169,7 +192,7 @@ def test_real_files(cupy: Any, data: Path) -> None:
         for level in levels:
             found = cupy.asnumpy(nvjpeg2000.decode(m.frame(0).data, c, level)).astype(np.int32)
             wanted = openjpeg.decode(m.frame(0).data, c, level).astype(np.int32)
-            assert np.abs(found - wanted).max() <= (0 if c.wavelet == "5/3" else 1), (path, level)
+            assert np.abs(found - wanted).max() <= (0 if c.wavelet == "5/3" else 1), (m.path, level)
     assert seen >= 10
 
 
@@ -237,6 +260,26 @@ def test_the_caller_s_memory_and_stream(cupy: Any) -> None:
         assert (found[:, 361:] == 9).all()
         by_address = decoder.submit(request_of(m, 1), stream=stream.ptr).result(timeout=60)
         assert np.array_equal(cupy.asnumpy(by_address), openjpeg_level(m, 1))
+
+
+def test_the_first_look_finds_the_levels_right(cupy: Any) -> None:
+    assert nvjpeg2000.missing() is None
+    assert nvjpeg2000.levels_fault() is None
+    assert nvjpeg2000.LEVELS
+
+
+def test_the_default_stream_of_a_thread(cupy: Any) -> None:
+    """Its address is another stream in the decoder's threads."""
+    values = drawn((301, 233), 12)
+    m, stream = read(write_dicom(values)), cupy.cuda.Stream.ptds
+    with Decoder(states=2) as decoder, stream:
+        for _ in range(50):
+            busy = cupy.ones((4096, 4096), cupy.float32)
+            for _ in range(20):
+                busy = cupy.sqrt(busy)  # memory is freed while the stream is still at work
+            del busy
+            found = decoder.submit(request_of(m, 0), stream=stream).result(timeout=60)
+            assert np.array_equal(cupy.asnumpy(found), values)
 
 
 def openjpeg_level(m: Mammogram, level: int) -> np.ndarray:

@@ -176,6 +176,8 @@ def test_tolerance(pixels: np.ndarray, syntax: str, bits: int, allowed: int) -> 
     values = (pixels >> 4).astype(np.uint8) if bits == 8 else pixels
     data = write_dicom(values, transfer_syntax_uid=f"{J}.{syntax}", bits_stored=bits)
     assert routes.tolerance(read(data).codestream()) == allowed
+    # nvJPEG and libjpeg may be 1 from the true value on opposite sides
+    assert routes.tolerance(read(data).codestream(), "cuda") == (2 if syntax == "50" else allowed)
 
 
 def test_values_beyond_bits_stored(pixels: np.ndarray) -> None:

@@ -25,6 +25,12 @@ def _is_number(value: Any, *kinds: type) -> bool:
 
 _FILTERS = tuple(each.name for each in fields(Filters))
 
+SHARE_OF_FREE = 0.8
+"""Of the device memory that is free: the rest is for CUDA's contexts, and for whoever comes."""
+
+WORKERS_A_GPU = 1
+"""Processes on each GPU, where `workers` does not say: each has several files in hand."""
+
 _LEAST_MEMORY_MB = 1024
 """Measured: 0.3 GiB of address space for the libraries alone, 0.7 GiB for 5355 x 4915 pixels."""
 
@@ -33,7 +39,10 @@ _LEAST_MEMORY_MB = 1024
 class ConvertOptions:
     """How a run reads, writes and goes on; what it makes of the pixels is `Config`'s."""
 
-    workers: int = _option(0, "worker processes; 0 is one for each core this process may use")
+    workers: int = _option(
+        0,
+        "worker processes; 0 is one for each core this process may use, on cuda one for each GPU",
+    )
     format: str = _option(
         "png",
         "png: one greyscale PNG a file; packed: one array images.npy (N, rows, columns) for "
@@ -48,6 +57,11 @@ class ConvertOptions:
         4096,
         "address space of a worker, in MiB: a file that needs more is failed as out of memory (or "
         "as the codec's words have it); 0: no limit; on cuda there is none",
+    )
+    device_memory_mb: int = _option(
+        0,
+        "on cuda: device memory of a worker, in MiB; 0 is four fifths of what is free when it "
+        "starts, shared out among the workers of a GPU",
     )
     compare: str = _option(
         "stat",
@@ -117,6 +131,13 @@ class ConvertOptions:
                 f"{_LEAST_MEMORY_MB}: less does not hold one large image"
             )
 
+        device = self.device_memory_mb
+        if not _is_number(device, int) or not 0 <= device <= 1 << 30:
+            raise ConfigError(
+                f"device_memory_mb: got {device!r}, wanted 0 (a share of what is free), or a whole "
+                "number of MiB"
+            )
+
     @property
     def filters(self) -> tuple[Filters, ...]:
         """What a file's header must say: all of these, none where there is nothing to ask."""
@@ -124,8 +145,14 @@ class ConvertOptions:
         chosen = (own, SCREENING) if self.screening_views else (own,)
         return tuple(each for each in chosen if each)
 
-    def worker_count(self, files: int) -> int:
-        """Return how many processes to start for so many files: never more than files."""
+    def worker_count(self, files: int, gpus: int = 0) -> int:
+        """Return how many processes to start for so many files: never more than files.
+
+        Args:
+            gpus: that they are to be spread over; 0 on the CPU.
+        """
+        if gpus:
+            return max(1, min(self.workers or gpus * WORKERS_A_GPU, files))
         # sched_getaffinity, not cpu_count: in a container or a batch job the machine's cores are
         # not ours, and more processes than cores only cost memory
         return max(1, min(self.workers or len(os.sched_getaffinity(0)), files))

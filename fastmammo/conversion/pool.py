@@ -37,10 +37,15 @@ class Pool:
     its time is killed and its file has failed. A worker that says it is "ending" is replaced, and
     with "again" its file is tried once more, as by one that died. Everything else goes on.
 
+    A worker may have several files in hand (`in_hand`). When it dies, ends or is over its time
+    nobody knows which of them it was: each is tried once more, alone in a worker, where the one
+    that is to blame is found, and named. "again" without "ending" asks for the same.
+
     Args:
         workers: number of processes.
         setup: what `worker.main` is told first; JSON-able.
         timeout_seconds: for one file; infinity for no limit.
+        in_hand: files that a worker has in hand at once.
         environments: variables of the workers' own, taken in turn: a GPU each.
         one_first: start one worker, and the others when it is ready: it then compiles what each
             would compile for itself.
@@ -52,12 +57,14 @@ class Pool:
         setup: Message,
         timeout_seconds: float,
         *,
+        in_hand: int = 1,
         environments: Sequence[dict[str, str]] = (),
         one_first: bool = False,
     ) -> None:
         self._environments = environments
         self._setup = setup
         self._count = workers
+        self._in_hand = in_hand
         self._one_first = one_first
         self._timeout = timeout_seconds
         self._workers: list[Worker] = []
@@ -111,7 +118,7 @@ class Pool:
         self._start(1 if self._one_first else min(self._count, total))
         while not self._abandoned:
             self._hand_out(queue)
-            if not any(worker.task for worker in self._workers) and (
+            if not any(worker.tasks for worker in self._workers) and (
                 self._stopping or not self._left
             ):
                 return
@@ -127,19 +134,30 @@ class Pool:
         return Worker(self._setup, own[place % len(own)] if own else None)
 
     def _hand_out(self, queue: Iterator[Message]) -> None:
-        # One task a worker and none waiting in its pipe: the parent answers within a fraction of a
-        # millisecond, and no file has to wait behind one that hangs.
-        for worker in self._workers:
-            if self._stopping or not self._left or not worker.ready or worker.task:
-                continue
-            task = self._again.popleft() if self._again else next(queue)
-            worker.task, worker.since = task, time.monotonic()
-            self._left -= 1
-            with contextlib.suppress(OSError):  # it is dead: the next wait says so
-                worker.connection.send_bytes(json.dumps(task["send"]).encode())
+        # No more tasks than a worker begins at once, none waiting in its pipe: the parent answers
+        # within a fraction of a millisecond, and no file has to wait behind one that hangs.
+        for _ in range(self._in_hand):  # one each in turn
+            for worker in self._workers:
+                if self._stopping or not self._left or not worker.ready:
+                    continue
+                if self._again and not worker.tasks:
+                    task = self._again.popleft()
+                elif len(self._again) == self._left or worker.alone:
+                    continue  # what is left is for idle workers
+                elif len(worker.tasks) < self._share():
+                    task = next(queue)
+                else:
+                    continue
+                self._left -= 1
+                worker.give(task)
+
+    def _share(self) -> int:
+        """Return how many tasks a worker may have in hand: others may not be ready yet."""
+        unfinished = self._left + sum(len(worker.tasks) for worker in self._workers)
+        return min(self._in_hand, -(-unfinished // len(self._workers)))
 
     def _replies(self) -> Iterator[Message]:
-        busy = [worker for worker in self._workers if worker.task or not worker.ready]
+        busy = [worker for worker in self._workers if worker.tasks or not worker.ready]
         limit = min((self._limit(worker) for worker in busy), default=math.inf)
         seconds = min(max(0.0, limit - time.monotonic()) + 0.01, _WAIT_SECONDS)
         listening = [worker.stderr for worker in self._workers if worker.stderr >= 0]
@@ -161,27 +179,23 @@ class Pool:
         except (EOFError, OSError):
             yield from self._died(worker)
             return
-        if worker.task:
-            task, worker.task = worker.task, None
-            ending, again = message.pop("ending", False), message.pop("again", False)
-            if again:
-                worker.task = task
-            else:
-                yield {**task, **message}
-            if ending:
-                worker.end()
-                failed = self._replace(worker, try_again=again)
-                if failed is not None:
-                    yield {**failed, **message}
-        else:
+        if not worker.ready:
             worker.ready = True
             self._false_starts = 0
             if self._one_first:
                 self._one_first = False
                 self._start(min(self._count, self._left))
+            return
+        task = worker.take(message["path"])
+        ending, again = message.pop("ending", False), message.pop("again", False)
+        later = again and self._retry(task)
+        if ending:
+            self._replace(worker)
+        if not later:
+            yield {**task, **message}
 
     def _limit(self, worker: Worker) -> float:
-        return worker.since + (self._timeout if worker.ready else _START_SECONDS)
+        return worker.limit(self._timeout) if worker.ready else worker.since + _START_SECONDS
 
     def _died(self, worker: Worker) -> Iterator[Message]:
         # its pipe is closed: it is about to end by itself, and how it ends is the reason
@@ -190,17 +204,18 @@ class Pool:
         how = worker.end()
         if not worker.ready:
             self._false_start(worker, how, fatal=(worker.process.returncode or 0) >= 0)
-        task = self._replace(worker, try_again=True)
-        if task is not None:
-            message = f"the worker process died on this file with {how}, a second one too"
+        for task in worker.tasks.values():
+            task["died"] = task.get("died", 0) + 1
+        for task in self._replace(worker):
+            before = "a second one too" if task["died"] > 1 else "when it was tried once more"
+            message = f"the worker process died on this file with {how}, {before}"
             yield {**task, "status": "failed", "reason": "worker died", "message": message}
 
     def _overdue(self, worker: Worker) -> Iterator[Message]:
         worker.end()
         if not worker.ready:
             self._false_start(worker, f"not ready in {_START_SECONDS:.0f} s", fatal=True)
-        task = self._replace(worker, try_again=False)
-        if task is not None:
+        for task in self._replace(worker, guilty=len(worker.tasks) == 1):
             message = f"timed out after {self._timeout:g} s: see timeout_seconds"
             yield {**task, "status": "failed", "reason": "timed out", "message": message}
 
@@ -210,20 +225,31 @@ class Pool:
         if fatal or self._false_starts > 3:
             raise WorkerError(f"a worker process does not start ({how}): {worker.last_words}")
 
-    def _replace(self, worker: Worker, *, try_again: bool) -> Message | None:
-        """Put a new worker in a dead one's place; return its task, if that has failed for good."""
-        task = worker.task
-        if task is not None and try_again and not task.get("tried"):
-            task["tried"] = True
-            self._again.append(task)
-            self._left += 1
-            task = None
+    def _retry(self, task: Message) -> bool:
+        """Have a task done once more, alone in a worker; False if it was tried twice."""
+        if task.get("tried"):
+            return False
+        task["tried"] = True
+        task["send"]["alone"] = True
+        self._again.append(task)
+        self._left += 1
+        return True
+
+    def _replace(self, worker: Worker, *, guilty: bool = False) -> list[Message]:
+        """Put a new worker in one's place; return those of its tasks that have failed for good.
+
+        Args:
+            guilty: its one task is to blame, and not tried again.
+        """
+        worker.end()
+        tasks = list(worker.tasks.values())
+        failed = tasks if guilty else [task for task in tasks if not self._retry(task)]
         index = self._workers.index(worker)
         if self._stopping or not self._left:
             del self._workers[index]
         else:
             self._workers[index] = self._new(index)
-        return task
+        return failed
 
 
 def watch_signals(handler: Callable[[int], None]) -> Callable[[], None]:

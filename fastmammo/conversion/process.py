@@ -33,7 +33,7 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "
 
 
 class Worker:
-    """One process, its pipe, and the task it has in hand.
+    """One process, its pipe, and the tasks it has in hand.
 
     Args:
         setup: what `worker.main` is told first.
@@ -44,7 +44,10 @@ class Worker:
     """
 
     def __init__(self, setup: Message, environment: dict[str, str] | None = None) -> None:
-        self.task: Message | None = None
+        self.tasks: dict[str, Message] = {}
+        """By path; several only where a worker takes several files at once."""
+        self.handed: dict[str, float] = {}
+        """When each was handed out, the oldest first."""
         self.ready = False
         self.since = time.monotonic()
         self.last_words = ""
@@ -78,6 +81,27 @@ class Worker:
             os.close(error)
         with contextlib.suppress(OSError):  # it is dead already: the first wait says so
             self.connection.send_bytes(json.dumps(setup).encode())
+
+    @property
+    def alone(self) -> bool:
+        """Whether it has a file in hand that must have a worker to itself."""
+        return any("alone" in task["send"] for task in self.tasks.values())
+
+    def give(self, task: Message) -> None:
+        """Hand a task out."""
+        self.tasks[task["path"]] = task
+        self.handed[task["path"]] = time.monotonic()
+        with contextlib.suppress(OSError):  # it is dead: the next wait says so
+            self.connection.send_bytes(json.dumps(task["send"]).encode())
+
+    def take(self, path: str) -> Message:
+        """Return a task that was replied to: it is no longer in hand."""
+        del self.handed[path]
+        return self.tasks.pop(path)
+
+    def limit(self, timeout_seconds: float) -> float:
+        """Return when the task that was handed out first is over its time."""
+        return min(self.handed.values(), default=float("inf")) + timeout_seconds
 
     def listen(self) -> None:
         """Take what the process has written to stderr since; `stderr` is -1 when that has ended."""

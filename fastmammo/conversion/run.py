@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from fastmammo.conversion.in_hand import IN_HAND
 from fastmammo.conversion.inputs import Input, find_inputs
 from fastmammo.conversion.journal import Journal
 from fastmammo.conversion.lesions import Boxes, drop_boxes, read_boxes
@@ -161,11 +162,20 @@ class _Run:
         self.array.drop_stale(wanted=self.packed is not None)
         for entry in settled:
             self.journal.add(entry)
+        environments = self._environments()
+        count = self.options.worker_count(len(self.plan.todo), len(environments))
+        setup = self._setup()
+        if environments:  # the first GPU has the most workers
+            setup["device_memory"] = {
+                "megabytes": self.options.device_memory_mb,
+                "processes": -(-count // len(environments)),
+            }
         pool = Pool(
-            self.options.worker_count(len(self.plan.todo)),
-            self._setup(),
+            count,
+            setup,
             self.options.timeout_seconds,
-            environments=self._environments(),
+            in_hand=setup["in_hand"],
+            environments=environments,
             one_first=never_compiled(),
         )
         restore = watch_signals(lambda number: self._interrupt(pool, number))
@@ -209,6 +219,7 @@ class _Run:
             # CUDA maps all memory, the host's and every GPU's, into each process's addresses
             "memory_limit_mb": 0 if self.config.device == "cuda" else self.options.memory_limit_mb,
             "filters": [each.to_dict() for each in self.options.filters],
+            "in_hand": IN_HAND if self.config.device == "cuda" else 1,
         }
 
     def _write_config(self, src: str) -> None:

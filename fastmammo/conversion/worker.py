@@ -20,10 +20,12 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from fastmammo.conversion.filters import guarded
+from fastmammo.conversion.in_hand import by_the_cpu, device_arguments, serve
 from fastmammo.conversion.warm import warm_up_files
 from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
 from fastmammo.errors import (
     DeviceError,
+    DeviceMemoryError,
     FastMammoError,
     FilteredError,
     NotDicomError,
@@ -32,6 +34,8 @@ from fastmammo.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fastmammo.preprocess import Config
 
 Message = dict[str, Any]
 
@@ -70,12 +74,22 @@ def main(descriptor: int, parent: int) -> None:
     setup = json.loads(pipe.recv_bytes())
     limit_memory(setup["memory_limit_mb"])
     warnings.simplefilter("ignore")  # the record's notes say what a warning would
-    preprocessor = load_preprocessor(setup["preprocessor"], setup["config"])
+    kind = preprocessor_class(setup["preprocessor"])
+    preprocessor = kind(_config(setup["config"]), **device_arguments(setup))
     prepare = guarded(preprocessor, setup["filters"], setup["config"]["frame"])
     partial = os.path.join(setup["partial_folder"], str(os.getpid()))
     encode = encode_png if setup["format"] == "png" else encode_row
     warm_up(preprocessor.prepare, encode)
     pipe.send_bytes(b'{"ready":true}')
+    if setup["in_hand"] > 1:
+        spare = by_the_cpu(lambda config: kind(_config(config)), setup["config"])
+        serve(
+            pipe,
+            lambda task, own: process(task, prepare, encode, own, spare),
+            setup["in_hand"],
+            partial,
+        )
+        return
     while True:
         try:
             task = json.loads(pipe.recv_bytes())
@@ -123,25 +137,34 @@ def _keep_memory() -> None:
     mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def load_preprocessor(name: str, config: dict[str, Any]) -> Any:
-    """Import "module:class" and make one from the settings: see `filters.guarded`."""
+def preprocessor_class(name: str) -> Any:
+    """Import "module:class", of which one is made from the settings: see `filters.guarded`."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _config(settings: dict[str, Any]) -> Config:
     from fastmammo.preprocess import Config
 
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)(Config(**config))
+    return Config(**settings)
 
 
 def process(
-    task: Message, prepare: Callable[[str], Any], encode: Callable[..., Any], partial: str
+    task: Message,
+    prepare: Callable[[str], Any],
+    encode: Callable[..., Any],
+    partial: str,
+    spare: Callable[[str, DeviceMemoryError], Any] | None = None,
 ) -> Message:
     """Convert one file and say what became of it; only a failing DST is "fatal".
 
     Args:
         task: "path" (of the manifest), "source", "target" (final name), "content" (to hash it),
-            "meant" (no DICOM is a failure, not skipped).
+            "meant" (no DICOM is a failure, not skipped), "alone" (no other file is in hand).
         prepare: path → `Prepared`.
         encode: image → the bytes of the output, in chunks.
         partial: a temporary name of this worker's own.
+        spare: (path, error) → `Prepared`, where device memory does not suffice for the file alone.
     """
     reply: Message = {"path": task["path"]}
     source = task["source"]
@@ -151,7 +174,12 @@ def process(
         reply |= {"size": before.st_size, "mtime_ns": before.st_mtime_ns}
         if task["content"]:
             reply["content"] = sha256(source)
-        prepared = prepare(source)
+        try:
+            prepared = prepare(source)
+        except DeviceMemoryError as error:
+            if spare is None or not task.get("alone"):
+                raise
+            prepared = spare(source, error)
         prepared_at = time.perf_counter()
         chunks = encode(prepared.image)
         encoded_at = time.perf_counter()
@@ -159,7 +187,9 @@ def process(
     except FastMammoError as error:
         none = isinstance(error, NotDicomError)
         skipped = isinstance(error, (NotImageError, FilteredError)) or (none and not task["meant"])
-        if isinstance(error, DeviceError):
+        if isinstance(error, DeviceMemoryError):
+            reply["again"] = True  # alone it may fit; the GPU is well
+        elif isinstance(error, DeviceError):
             # After most CUDA errors this process can use the GPU no more: a new one goes on, and
             # tries this file once, which may have had no part in it.
             reply |= {"ending": True, "again": True}

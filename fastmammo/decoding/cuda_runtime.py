@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -17,17 +18,16 @@ import numpy as np
 from fastmammo.errors import (
     BackendUnavailableError,
     ConfigError,
+    DecodeError,
     DeviceError,
     DeviceMemoryError,
 )
+from fastmammo.kernels import INSTALL, on_device, to_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import DTypeLike
-
-INSTALL = "pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
-"""The command that brings CuPy and NVIDIA's decoders."""
+    from numpy.typing import DTypeLike, NDArray
 
 DeviceArray: TypeAlias = Any
 """A cupy.ndarray, or whatever offers __cuda_array_interface__ (a torch tensor on a GPU does)."""
@@ -67,10 +67,19 @@ class Runtime(Protocol):
         """Return an event that lets the thread sleep which waits for it."""
 
     def stream_of(self, stream: Any) -> Stream:
-        """Return the caller's stream: a CuPy or torch stream, its address, or None: the current."""
+        """Return the caller's stream: a CuPy or torch stream, its address, or None: the current.
+
+        Address 2 is another stream in each thread: record events on it in the caller's thread.
+        """
 
     def empty(self, shape: tuple[int, int], dtype: DTypeLike, stream: Stream) -> DeviceArray:
         """Return memory that may be used in the order of `stream`, or raise DeviceMemoryError."""
+
+    def upload(self, values: NDArray[Any], stream: Stream) -> DeviceArray:
+        """Return a copy on the device, made in the order of `stream`."""
+
+    def download(self, array: DeviceArray, stream: Stream) -> NDArray[Any]:
+        """Return the values, after what `stream` holds; waits for it."""
 
     def release_cached(self) -> None:
         """Give memory that nobody uses back to the device."""
@@ -138,6 +147,7 @@ class CupyRuntime:
             )
         self._cupy = cupy
         self.device = device
+        self.process = os.getpid()
         self.failures: tuple[type[Exception], ...] = (cupy.cuda.runtime.CUDARuntimeError,)
 
     def bind(self) -> None:
@@ -174,33 +184,116 @@ class CupyRuntime:
                 f"{np.dtype(dtype)}: {error}"
             ) from error
 
+    def upload(self, values: NDArray[Any], stream: Stream) -> DeviceArray:
+        with stream:  # type: ignore[attr-defined]
+            return self._cupy.asarray(values)
+
+    def download(self, array: DeviceArray, stream: Stream) -> NDArray[Any]:
+        with stream:  # type: ignore[attr-defined]
+            copied: NDArray[Any] = self._cupy.asnumpy(array)
+        return copied
+
     def release_cached(self) -> None:
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         self._cupy.get_default_memory_pool().free_all_blocks()
+
+    def limit_pool(self, size: int) -> None:
+        """Let CuPy's arrays in this process take so many bytes at most."""
+        with self._cupy.cuda.Device(self.device):
+            self._cupy.get_default_memory_pool().set_limit(size=size)
 
     def free_bytes(self) -> int:
         return int(self._cupy.cuda.runtime.memGetInfo()[0])
 
 
-@functools.cache
 def runtime_of(device: int) -> CupyRuntime:
-    """Return the one CupyRuntime of a device; raises as its constructor does."""
+    """Return the one CupyRuntime of a device.
+
+    Raises:
+        BackendUnavailableError: CuPy or the device is not there.
+        DeviceError: this process was forked from the one that began to use CUDA.
+    """
+    made = _runtime(device)
+    require_process(made.process)
+    return made
+
+
+@functools.cache
+def _runtime(device: int) -> CupyRuntime:
     return CupyRuntime(device)
 
 
-def missing() -> str | None:
-    """Return None if CuPy and a CUDA device can be used, else what is lacking and how to get it.
+def require_process(process: int) -> None:
+    """Refuse to use CUDA in a child that was forked from the process that began to.
 
-    It starts the CUDA driver in this process, which must not fork afterwards.
+    Raises:
+        DeviceError: this is another process.
+    """
+    if os.getpid() != process:
+        raise DeviceError(
+            f"CUDA was begun in process {process}, and this one ({os.getpid()}) was forked from "
+            "it: CUDA cannot be used here; start workers anew, in a torch DataLoader by "
+            "multiprocessing_context='spawn'"
+        )
+
+
+def missing() -> str | None:
+    """Return None if CuPy, its compiler and a CUDA device can be used, else what is lacking.
+
+    What is lacking comes with how to get it. It starts the CUDA driver in this process, which must
+    not fork afterwards.
     """
     if importlib.util.find_spec("cupy") is None:
         return f"CuPy: {INSTALL}"
     try:
         import cupy
-    except ImportError as error:
-        return f"CuPy, which cannot be loaded ({error}): {INSTALL}"
+    except OSError as error:  # it makes its folder of compiled kernels while it is imported
+        return f"a folder that CuPy can write to ({error}): name one in CUPY_CACHE_DIR, or set HOME"
+    except Exception as error:
+        return f"CuPy, which cannot be loaded ({_words(error)}): {INSTALL}"
     if not cupy.is_available():
         return "a CUDA device: CuPy sees none (nvidia-smi tells whether the driver does)"
+    return _compiler_missing(cupy)
+
+
+@functools.cache
+def _compiler_missing(cupy: Any) -> str | None:
+    """Return what is lacking for CuPy to compile kernels, which every launch needs, or None."""
+    try:
+        compiler = int(cupy.cuda.nvrtc.getVersion()[0])
+    except Exception as error:  # from CuPy's loader, of a type of its own
+        return f"NVRTC, the compiler of CUDA kernels ({_words(error)}): {INSTALL}"
+    driver = int(cupy.cuda.runtime.driverGetVersion()) // 1000
+    if compiler > driver:
+        return (
+            f"NVRTC for CUDA {driver}: CuPy takes that of CUDA {compiler}, whose kernels a driver "
+            f"of CUDA {driver} does not load; take it out (pip uninstall nvidia-cuda-nvrtc), or "
+            "install a newer driver"
+        )
     return None
+
+
+def compiler_note() -> str | None:
+    """Return a remark where CuPy, built for one CUDA, compiles by NVRTC of another; else None.
+
+    With NVRTC of both versions installed CuPy takes the newer one, whatever it was built for.
+    """
+    try:
+        import cupy
+
+        compiler = int(cupy.cuda.nvrtc.getVersion()[0])
+        built = int(cupy.cuda.driver.get_build_version()) // 1000
+    except Exception:
+        return None  # `missing` says what is wrong
+    if compiler == built:
+        return None
+    return f"CuPy is built for CUDA {built} and compiles by NVRTC of CUDA {compiler}"
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def require() -> None:
@@ -244,3 +337,34 @@ def device_errors(doing: str) -> Iterator[None]:
         raise DeviceError(
             f"{doing}: CUDA failed: {error}; a new process may use the GPU again"
         ) from error
+
+
+def host_copy(array: Any) -> NDArray[Any]:
+    """Return an array's values as NumPy's: see `kernels.to_host`.
+
+    Raises:
+        DeviceError: CUDA failed, now or before.
+    """
+    with errors_of(array, "copying from the device"):
+        return to_host(array)
+
+
+def errors_of(array: Any, doing: str) -> contextlib.AbstractContextManager[None]:
+    """Return `device_errors` for what is done with an array of a device; nothing for others."""
+    return device_errors(doing) if on_device(array) else contextlib.nullcontext()
+
+
+def settle(error: DecodeError) -> DecodeError:
+    """Return what a decoder's error is, once CuPy's current stream was asked whether CUDA is well.
+
+    A library reports a lost device as whatever frame it was at. Its word is believed only where
+    the stream's work still comes to its end; no frame is at fault otherwise.
+
+    Raises:
+        DeviceError: CUDA has failed for good.
+    """
+    import cupy
+
+    with device_errors(str(error)):
+        cupy.cuda.get_current_stream().synchronize()
+    return error

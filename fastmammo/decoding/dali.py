@@ -9,6 +9,10 @@ A frame that DALI cannot decode ends its pipeline and every frame in it. Such a 
 again frame by frame, in new pipelines: the bad frame costs itself alone, and `Decoder.rebuilt`
 counts.
 
+"mixed" promises no more than that the samples come to lie on the GPU: what nvImageCodec's GPU
+decoders do not take, it may decode on the CPU without a word, and nothing tells which it was.
+`REMARK` goes into each frame's notes; who must know the decoder asks for nvjpeg2000 or nvimgcodec.
+
 Not yet seen on a GPU: DALI's CPU pipeline was run, and the stretch read in its source.
 """
 
@@ -24,11 +28,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.decoding import cuda_runtime, nvidia_checks, nvidia_libraries
-from fastmammo.decoding.nvidia_checks import FORMATS, confirm_zeros, refuse_order, samples_dtype
+from fastmammo.decoding.cuda_runtime import settle
+from fastmammo.decoding.nvidia_checks import (
+    FORMATS,
+    confirm_zeros,
+    out_of_memory,
+    refuse_order,
+    samples_dtype,
+)
+from fastmammo.decoding.twins import with_twins
 from fastmammo.errors import (
     BackendUnavailableError,
     CorruptCodestreamError,
     DecodeError,
+    DeviceMemoryError,
     MismatchError,
 )
 
@@ -47,6 +60,9 @@ CLAMPS = False  # nobody has seen whether it does
 
 pyramid = None
 
+REMARK = "decoded by DALI, which does not say whether it did so on the GPU or on the CPU"
+"""What the notes of each frame that it decoded say."""
+
 PIP = "pip install nvidia-dali-cuda130 (CUDA 12: nvidia-dali-cuda120)"
 
 _INPUT = "codestreams"
@@ -61,11 +77,11 @@ def missing() -> str | None:
     except ModuleNotFoundError:  # not even the package nvidia
         found = None
     if found is None:
-        return f"DALI: {PIP}"
+        return with_twins(f"DALI: {PIP}", "dali")
     try:
         nvidia_libraries.nvimgcodec()
     except BackendUnavailableError as error:
-        return f"DALI decodes through nvImageCodec: {error}"
+        return with_twins(f"DALI decodes through nvImageCodec: {error}", "nvimgcodec")
     return cuda_runtime.missing()
 
 
@@ -92,6 +108,7 @@ def decode(
 
     Raises:
         CorruptCodestreamError: DALI refused the bytes.
+        DeviceError, DeviceMemoryError: CUDA failed, or had no memory left.
         UnsupportedSyntaxError: nvJPEG is known to decode it to zeros, or did.
         MismatchError: the image is not what the codestream's header says, or not stretched.
         BackendUnavailableError: DALI finds no device.
@@ -108,6 +125,7 @@ def decode_batch(frames: Iterable[Frame], threads: int = 1, batch_size: int = 8)
     Two batches of `batch_size` are in flight. Pipelines are kept for each thread and device.
 
     Raises:
+        DeviceError: CUDA failed for good.
         BackendUnavailableError: DALI finds no device.
     """
     return _kept(batch_size, threads).decode(frames)
@@ -210,6 +228,8 @@ class Decoder:
             pipeline.release_outputs()
             self._idle[samples_dtype(batch[0][1])].append(pipeline)
             return found
+        if self._device is not None and not isinstance(error, DecodeError):
+            settle(_refusal(error, *batch[0]))
         # The pipeline is no longer valid (DALI says so itself) and is dropped.
         self.rebuilt += not isinstance(error, DecodeError)
         if len(batch) > 1:
@@ -299,10 +319,9 @@ def stored_values(precision: int, full: int) -> NDArray[Any]:
     return table
 
 
-def _refusal(error: Exception, data: bytes | memoryview, c: Codestream) -> CorruptCodestreamError:
-    return CorruptCodestreamError(
-        f"DALI refused the codestream ({c.format}, {c.length} bytes): {_words(error)}"
-    )
+def _refusal(error: Exception, data: bytes | memoryview, c: Codestream) -> DecodeError:
+    kind = DeviceMemoryError if out_of_memory(error) else CorruptCodestreamError
+    return kind(f"DALI refused the codestream ({c.format}, {c.length} bytes): {_words(error)}")
 
 
 def _words(error: Exception) -> str:

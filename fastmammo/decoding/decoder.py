@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decoding import checks, cuda_runtime
+from fastmammo.decoding import checks, cuda_runtime, dali, nvjpeg2000
 from fastmammo.decoding.backends import BACKENDS, Backend, choose
 from fastmammo.decoding.checks import MAX_PIXELS
 from fastmammo.decoding.stored import stored_values
@@ -20,7 +20,7 @@ from fastmammo.errors import (
     MismatchError,
     UnsupportedSyntaxError,
 )
-from fastmammo.kernels import ends, kernels_of, on_device, to_host
+from fastmammo.kernels import ends, kernels_of, on_device, to_device, to_host_with
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,8 @@ class FrameDecoder:
     On device "cuda" the arrays are CuPy's where the GPU decoded, on CuPy's current stream, and
     NumPy's where the CPU did: for what no GPU backend takes, and where one failed on the frame.
     `notes` then says why; with `strict` it is an error. Uncompressed frames need no decoder, and a
-    backend asked for by name is never replaced.
+    backend asked for by name is never replaced. What the CPU has decoded in full is uploaded for
+    its levels: the GPU makes them, and `notes` says that too.
     """
 
     def __init__(
@@ -107,6 +108,8 @@ class FrameDecoder:
         self.backend = choose(c, device=device, backend=wanted, levels=lossy)
         self._level_backend = choose(c, device=device, backend=wanted, levels=True)
         self.codec_levels = self._codec_levels()
+        if self._level_backend.NAME == nvjpeg2000.NAME and (fault := nvjpeg2000.levels_fault()):
+            self.notes.append(f"levels made from the whole frame: {fault}")
 
     def _fall_back(self, error: DecodeError) -> None:
         """Choose the CPU's backends where the GPU's cannot do it, or raise the reason why not."""
@@ -131,7 +134,7 @@ class FrameDecoder:
     def at(self, level: int) -> Any:
         """Return the stored values (ceil(rows / 2^level), ceil(columns / 2^level)).
 
-        NumPy's, or CuPy's where the GPU decoded.
+        NumPy's, or CuPy's where the GPU decoded, or made the level.
 
         Raises: see `decode`.
         """
@@ -144,6 +147,18 @@ class FrameDecoder:
                 error.path, error.frame = self.mammogram.path, self.frame
                 raise
         return self._levels[level]
+
+    def on_host(self, level: int) -> NDArray[Any]:
+        """Return what `at` does as NumPy's, waiting once: `beyond_range` then has its count too.
+
+        Raises: see `decode`.
+        """
+        pixels = self.at(level)
+        if not on_device(pixels) or not level:
+            return cuda_runtime.host_copy(pixels)
+        with cuda_runtime.errors_of(pixels, "copying from the device"):
+            host, self._far[level] = to_host_with(pixels, self._far[level])
+        return host
 
     def _attempt(self, level: int) -> Any:
         if self.device == "cpu":
@@ -193,11 +208,12 @@ class FrameDecoder:
         """
         pixels = self.at(level)
         if level:
-            far = int(to_host(self._far[level]))
+            far = int(cuda_runtime.host_copy(self._far[level]))
             return far * 200 > int(pixels.size)
         if self.codestream.precision <= self.mammogram.bits_stored:
             return False
-        lowest, highest = ends(pixels)
+        with cuda_runtime.errors_of(pixels, "reading the range of values"):
+            lowest, highest = ends(pixels)
         return bool(lowest < self.first or highest > self.last)
 
     def _decode(self, backend: Backend, level: int) -> Any:
@@ -211,6 +227,8 @@ class FrameDecoder:
         pixels = self._within_precision(pixels, backend, level)
         if backend.NAME not in self.used:
             self.used.append(backend.NAME)
+            if backend.NAME == dali.NAME:
+                self.notes.append(dali.REMARK)
         return pixels
 
     def _samples(self, backend: Backend, level: int) -> Any:
@@ -235,14 +253,21 @@ class FrameDecoder:
         c = self.codestream
         if backend.CLAMPS or c.format == "rle" or c.precision >= 8 * pixels.dtype.itemsize:
             return pixels
+        kind, coded = pixels.dtype, pixels
+        if on_device(pixels) and kind == np.uint16 and c.precision <= 14:
+            # Nobody has seen what nvJPEG2000 makes of a sum below 0: 0, or the bits of a negative
+            # number. Read as signed it is clipped to 0 in both cases, and no sum of 14 bits is
+            # too large to be read so. With 15 and 16 bits, and in 8 that are full, there is no
+            # telling: an open question, which a test on a GPU asks.
+            coded = pixels.view(np.int16)
         if on_device(pixels) and level:
-            return pixels  # clipped to the header's range next, as a level is anyway
+            return coded  # clipped to the header's range next, as a level is anyway
         first, last = 0, (1 << c.precision) - 1
         if c.signed:
             first, last = -(1 << (c.precision - 1)), (1 << (c.precision - 1)) - 1
         if on_device(pixels) and c.format == "jpeg2000":
             # what the CPU's decoders of JPEG 2000 do; and asking would be to wait for the device
-            clipped, _ = kernels_of(pixels).clip_to(pixels, first, last, 0, pixels.dtype)
+            clipped, _ = kernels_of(coded).clip_to(coded, first, last, 0, kind)
             return clipped
         lowest, highest = ends(pixels)
         if lowest < first or highest > last:
@@ -254,9 +279,17 @@ class FrameDecoder:
 
     def _reduce(self, level: int) -> Any:
         if level not in self._reduced:
-            finer = self.at(0) if level == 1 else self._reduce(level - 1)
+            finer = self._whole() if level == 1 else self._reduce(level - 1)
             self._reduced[level] = kernels_of(finer).low_pass(finer)
         return self._reduced[level]
+
+    def _whole(self) -> Any:
+        """Return level 0 where its levels are made: on the device, if there is one."""
+        stored = self.at(0)
+        if self.device == "cuda" and not on_device(stored):
+            stored = self._levels[0] = to_device(stored)
+            self.notes.append("levels made on the GPU")
+        return stored
 
     def _codec_levels(self) -> int:
         """Return how many of the codec's own levels equal the integer transform of the frame.
@@ -306,7 +339,7 @@ def decode(
 
     Returns:
         (ceil(rows / 2^level), ceil(columns / 2^level)) uint8, int8, uint16 or int16, a NumPy array;
-        a CuPy array, on CuPy's current stream, where the GPU decoded. Sign and
+        a CuPy array, on CuPy's current stream, where the GPU decoded, or made the level. Sign and
         precision are the codestream's where it disagrees with the header. At level 0 values are
         never masked or clipped to Bits Stored; at higher levels, where a low-pass overshoots, they
         are clipped once to the range of Bits Stored.

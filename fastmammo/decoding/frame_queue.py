@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastmammo.errors import DecodeError
 
 if TYPE_CHECKING:
-    from fastmammo.decoding.cuda_runtime import DeviceArray, Stream
+    from fastmammo.decoding.cuda_runtime import DeviceArray, Event, Stream
     from fastmammo.dicom import Codestream
 
 
@@ -46,6 +46,8 @@ class Order:
     stream: Stream
     need: int
     """Bytes of device memory for its output and its state, estimated."""
+    ready: Event | None = None
+    """What the caller's stream holds at the submission, where only its own thread can tell."""
     future: Future[Any] = field(default_factory=Future)
     begun: bool = False
     alone: bool = False

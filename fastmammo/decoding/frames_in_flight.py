@@ -7,6 +7,7 @@ stream of its own, so that CPU and GPU work of different frames overlap; ctypes 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections import deque
@@ -23,6 +24,7 @@ from fastmammo.errors import (
     DeviceError,
     DeviceMemoryError,
     FastMammoError,
+    forget_frames,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ WORK_BYTES_A_PIXEL = 16
 DEVICE_PADDING = 16 << 20
 PINNED_PADDING = 4 << 20
 """Bytes to whose multiples a state's memory is rounded, so that it seldom grows; not measured."""
+
+PER_THREAD_STREAM = 2
+"""cudaStreamPerThread: an address that means another stream in each thread."""
 
 _DEAD = "CUDA has failed and the decoder is dead; a new process may use the GPU again"
 
@@ -134,14 +139,21 @@ class Decoder:
         Raises:
             UnsupportedSyntaxError: the level is not there to be decoded, see `shape_of`.
             DeviceError: the decoder is dead; the message says why.
+            DeviceMemoryError: no memory for the samples, on the per-thread default stream alone
+                (elsewhere the future has the error).
             DecodeError: it is closed.
         """
-        c = request.codestream
-        rows, columns = shape_of(c, request.level)
-        size = rows * columns * dtype_of(c).itemsize
-        order = Order(
-            request, self._runtime.stream_of(stream), size + WORK_BYTES_A_PIXEL * c.pixels
-        )
+        c, runtime = request.codestream, self._runtime
+        shape, kind = shape_of(c, request.level), dtype_of(c)
+        size = shape[0] * shape[1] * kind.itemsize
+        order = Order(request, runtime.stream_of(stream), size + WORK_BYTES_A_PIXEL * c.pixels)
+        if order.stream.ptr == PER_THREAD_STREAM:
+            # This address is another stream in a worker: memory and event are made here, memory
+            # first, so that the event comes after all that may still read it.
+            if request.out is None:
+                out = runtime.empty(shape, kind, order.stream)
+                order.request = dataclasses.replace(request, out=out)
+            order.ready = order.stream.record(runtime.new_event())
         self._queue.put(order)
         return order.future
 
@@ -271,7 +283,7 @@ class _Worker:
             pixels = runtime.empty(shape, kind, order.stream)
         target = target_of(pixels, shape, kind)
         # Memory that was freed in the order of the caller's stream may still be in use there.
-        stream.wait_event(order.stream.record(runtime.new_event()))
+        stream.wait_event(order.ready or order.stream.record(runtime.new_event()))
         self.queued = True
         with self.gate:
             self.state.decode(codestream, level, target, stream.ptr)
@@ -283,27 +295,22 @@ class _Worker:
         """Settle an error for the state and the frame; raises where the device itself is lost."""
         stream.synchronize()  # half a frame's work may be on the way; a lost device shows here
         if isinstance(error, (FastMammoError, *self.runtime.failures)):
-            _forget_frames(error)
+            forget_frames(error)
         if self.queued or isinstance(error, DeviceMemoryError):
             self._let_go()  # nobody says what a state is good for after an error
         if isinstance(error, self.runtime.failures):
-            error = DeviceError(f"CUDA failed for this frame alone: {error}")
+            error = DeviceError(f"CUDA failed: {error}")
         if isinstance(error, DeviceMemoryError) or (
             isinstance(error, DeviceError) and self.runtime.free_bytes() < order.need
         ):
             self.runtime.release_cached()
             if self.queue.retry(order):
                 return
+        if type(error) is DeviceError:  # the stream has come to its end: the device is well
+            error = DecodeError(f"{error}; for this frame alone: the device goes on")
         fail(order, error)
 
     def _let_go(self) -> None:
         if self.state is not None:
             self.state.close()
             self.state = None
-
-
-def _forget_frames(error: BaseException | None) -> None:
-    """Drop the tracebacks: a future may live long, and their frames hold bytes and samples."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__

@@ -105,6 +105,15 @@ def refuse_order(view: memoryview, codestream: Codestream) -> None:
         )
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether a library's error, which has no type for it, says that memory ran out."""
+    text = str(error).lower().replace("_", " ")
+    return any(
+        words in text
+        for words in ("out of memory", "memory allocation", "memoryallocation", "bad alloc")
+    )
+
+
 def samples_dtype(codestream: Codestream) -> np.dtype[Any]:
     """Return the type that holds the codestream's samples."""
     sign = "int" if codestream.signed else "uint"

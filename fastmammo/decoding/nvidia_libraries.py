@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmammo.decoding.once import once
 from fastmammo.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ PIP_NVIMGCODEC = (
 _PROPERTIES = 3  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h
 
 
-@functools.cache
+@once
 def nvimgcodec() -> Any:
     """Return the module nvidia.nvimgcodec.
 

@@ -17,18 +17,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.decoding import cuda_runtime, nvidia_libraries
+from fastmammo.decoding.cuda_runtime import settle
 from fastmammo.decoding.nvidia_checks import (
     FORMATS,
     confirm_zeros,
+    out_of_memory,
     refuse_order,
     refuses,
     samples_dtype,
 )
 from fastmammo.decoding.nvidia_libraries import dotted
+from fastmammo.decoding.twins import with_twins
 from fastmammo.errors import (
     BackendUnavailableError,
     CorruptCodestreamError,
     DecodeError,
+    DeviceMemoryError,
     MismatchError,
 )
 
@@ -53,7 +57,7 @@ def missing() -> str | None:
     try:
         nvidia_libraries.nvimgcodec()
     except BackendUnavailableError as error:
-        return str(error)
+        return with_twins(str(error), "nvimgcodec")
     return cuda_runtime.missing()
 
 
@@ -75,7 +79,9 @@ def decode(
         CuPy's current allocator, complete on its current stream.
 
     Raises:
-        CorruptCodestreamError: the library gave no image.
+        CorruptCodestreamError: the library refused the codestream's header.
+        DecodeError: it gave no image, and no reason.
+        DeviceError, DeviceMemoryError: CUDA failed, or had no memory left.
         UnsupportedSyntaxError: nvJPEG is known to decode it to zeros, or did.
         MismatchError: the image is not what the codestream's header says.
     """
@@ -134,6 +140,9 @@ class Decoder:
         """Return the samples (rows, columns) of each frame, or a DecodeError where there are none.
 
         A frame that fails costs itself alone. The call returns when all are decoded.
+
+        Raises:
+            DeviceError: CUDA failed for good.
         """
         found: list[Any] = [None] * len(frames)
         streams: list[Any] = []
@@ -168,9 +177,16 @@ class Decoder:
                 streams, params=self._parameters, cuda_stream=self._cuda_stream()
             )
         except (RuntimeError, ValueError, MemoryError) as error:
-            # Of one frame it says so with None: this is the device's failure, or out of memory.
-            failed = DecodeError(f"nvImageCodec failed on {len(streams)} frames: {error}")
+            # Of one frame it says so with None: this is a failure of the whole call.
+            words = f"nvImageCodec failed on {len(streams)} frames: {error}"
+            short = isinstance(error, MemoryError) or out_of_memory(error)
+            failed = DeviceMemoryError(words) if short else DecodeError(words)
+            if self._device is not None:
+                settle(failed)
             return [failed] * len(streams)
+        if self._device is not None and any(image is None for image in images):
+            # a lost device too makes it give nothing: then no frame is at fault
+            settle(DecodeError("nvImageCodec gave no image"))
         return images
 
     def _cuda_stream(self) -> int:
@@ -185,7 +201,7 @@ class Decoder:
         if isinstance(image, DecodeError):
             return image
         if image is None:
-            return CorruptCodestreamError(
+            return DecodeError(
                 f"nvImageCodec gave no image for a {c.format} codestream ({c.length} bytes, "
                 f"{c.rows} x {c.columns}, {c.precision} bits) and no reason; more is said with "
                 "PYNVIMGCODEC_VERBOSITY=5 in the environment"

@@ -11,10 +11,18 @@ import threading
 from typing import TYPE_CHECKING
 
 from fastmammo.decoding import cuda_runtime
-from fastmammo.decoding.cuda_runtime import target_of
+from fastmammo.decoding.cuda_runtime import runtime_of, target_of
 from fastmammo.decoding.nvjpeg2000_library import find_library
+from fastmammo.decoding.nvjpeg2000_probe import Probed, probe
 from fastmammo.decoding.nvjpeg2000_state import Handle, State, dtype_of, shape_of
-from fastmammo.errors import BackendUnavailableError, DeviceError
+from fastmammo.decoding.twins import with_twins
+from fastmammo.errors import (
+    BackendUnavailableError,
+    DecodeError,
+    DeviceError,
+    DeviceMemoryError,
+    forget_frames,
+)
 
 if TYPE_CHECKING:
     from fastmammo.decoding.cuda_runtime import DeviceArray, Event, Runtime
@@ -24,6 +32,7 @@ NAME = "nvjpeg2000"
 DEVICE = "cuda"
 FORMATS = frozenset({"jpeg2000", "htj2k"})
 LEVELS = True
+"""False once `missing` has seen a GPU on which the library's levels are not what they must be."""
 CLAMPS = False  # nobody has seen whether it does
 
 pyramid = None
@@ -34,13 +43,45 @@ IDLE_STATES = 4
 _MARKERS = frozenset({"CAP", "TLM", "PLT", "POC"})
 
 
+_probed: dict[int, Probed] = {}
+_probed_lock = threading.Lock()
+
+
 def missing() -> str | None:
-    """Return None if the library, CuPy and a GPU are there, else what is lacking."""
+    """Return None if the library can decode on the current GPU, else what is lacking.
+
+    The first call for a GPU makes a decode state there (a library of CUDA 13 cannot on a driver of
+    CUDA 12) and looks at two levels of a small codestream: see `nvjpeg2000_probe`. Both outcomes
+    are kept for the process, and it has a CUDA context from then on.
+    """
     try:
         find_library()
     except BackendUnavailableError as error:
-        return str(error)
-    return cuda_runtime.missing()
+        return with_twins(str(error), "nvjpeg2k")
+    if (reason := cuda_runtime.missing()) is not None:
+        return reason
+    import cupy
+
+    return with_twins(_probe(int(cupy.cuda.runtime.getDevice())), "nvjpeg2k")
+
+
+def _probe(device: int) -> str | None:
+    """Return why the library cannot be used on a device, and settle whether its levels are."""
+    global LEVELS
+    with _probed_lock:
+        if device not in _probed:
+            found = probe(find_library(), runtime_of(device))
+            if found.passing:
+                return found.reason  # short of memory now; the next one may ask again
+            _probed[device] = found
+            LEVELS = LEVELS and not found.fault
+        return _probed[device].reason
+
+
+def levels_fault() -> str | None:
+    """Return why LEVELS is False: what the library did on one of this process's GPUs."""
+    with _probed_lock:
+        return next((found.fault for found in _probed.values() if found.fault), None)
 
 
 def refuses(codestream: Codestream) -> str | None:
@@ -123,6 +164,14 @@ class _Lender:
         with self._lock:
             self._idle.append(state)
 
+    def drop_idle(self) -> None:
+        """Free the memory of the States whose work is done."""
+        with self._lock:
+            free = [s for s in self._idle if s.done is None or s.done.done]
+            self._idle = [s for s in self._idle if s not in free]
+        for state in free:
+            self.drop(state)
+
     def drop(self, state: State | None) -> None:
         if state is not None:
             state.close()
@@ -147,6 +196,7 @@ def decode(
 
     Raises:
         CorruptCodestreamError, UnsupportedSyntaxError: the library refused the bytes.
+        DecodeError: the GPU failed on this frame and goes on.
         DeviceError, DeviceMemoryError: CUDA failed, or had no memory left.
         BackendUnavailableError: library, CuPy or GPU are not there.
     """
@@ -156,7 +206,24 @@ def decode(
     with _lenders_lock:
         if runtime.device not in _lenders:
             _lenders[runtime.device] = _Lender(Handle(find_library()))
-    return _decode(_lenders[runtime.device], runtime, data, codestream, level)
+    return _with_room(_lenders[runtime.device], runtime, data, codestream, level)
+
+
+def _with_room(
+    lender: _Lender,
+    runtime: Runtime,
+    data: bytes | memoryview,
+    codestream: Codestream,
+    level: int,
+) -> DeviceArray:
+    """Decode; where memory is short give back what is idle, and try once more."""
+    try:
+        return _decode(lender, runtime, data, codestream, level)
+    except DeviceMemoryError as error:
+        forget_frames(error)  # the stream's work is done: `_decode` has waited for it
+    lender.drop_idle()
+    runtime.release_cached()
+    return _decode(lender, runtime, data, codestream, level)
 
 
 def _decode(
@@ -175,11 +242,13 @@ def _decode(
             state.parse(data, codestream)
             state.decode(codestream, level, target_of(pixels, shape, kind), stream.ptr)
             done = stream.record(runtime.new_event())
-        except BaseException:
+        except BaseException as error:
             try:
                 stream.synchronize()  # nothing may be on the way when the memory goes
             finally:
                 lender.drop(state)
+            if type(error) is DeviceError:  # the stream has come to its end: the device is well
+                raise DecodeError(f"{error}; for this frame alone: the device goes on") from error
             raise
     except runtime.failures as error:
         raise DeviceError(f"CUDA failed: {error}; a new process may use the GPU again") from error

@@ -8,12 +8,12 @@ of the GIL. The library itself needs no GPU to be loaded or to parse; only a dec
 from __future__ import annotations
 
 import ctypes as C
-import functools
 import importlib.util
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmammo.decoding.once import once
 from fastmammo.errors import (
     BackendUnavailableError,
     CorruptCodestreamError,
@@ -229,7 +229,7 @@ class Library:
         return f"{'.'.join(map(str, own))} for CUDA {'.'.join(map(str, cuda))}"
 
 
-@functools.cache
+@once
 def find_library() -> Library:
     """Return the library of the installed wheel, else the one on the loader's path.
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+INSTALL = "pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+"""The command that brings CuPy, its compiler and NVIDIA's decoders."""
+
+
 def on_device(array: Any) -> bool:
     """Whether an array lies in the memory of a CUDA device."""
     return hasattr(array, "__cuda_array_interface__")
@@ -34,6 +38,19 @@ def to_host(array: Any) -> NDArray[Any]:
 
     copied: NDArray[Any] = cupy.asnumpy(array)
     return copied
+
+
+def to_host_with(array: Any, count: Any) -> tuple[NDArray[Any], int]:
+    """Return an array's values as NumPy's, and a count that came with it, waited for once."""
+    if not (on_device(array) and on_device(count)):
+        return to_host(array), int(to_host(count))
+    import cupy
+
+    both = cupy.empty((8 + array.nbytes,), "uint8")
+    both[:8] = count.reshape(1).view("uint8")  # int64
+    both[8:] = array.reshape(-1).view("uint8")
+    host = to_host(both)
+    return host[8:].view(array.dtype).reshape(array.shape), int(host[:8].view("int64")[0])
 
 
 def to_device(array: NDArray[np.generic] | Any) -> Any:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 FLOATS = ("float16", "bfloat16", "float32")
 
+_LEAST = 2.0**-102
+"""CuPy compiles with -ftz=true: what is below 2^-126 becomes 0. Products of this size or more, and
+numbers of this size, are multiples of 2^-126 and more, and so is their sum, unless it is 0."""
+
 
 def to_float(
     images: NDArray[Any],
@@ -53,13 +57,20 @@ def to_float(
 
 
 def check_scale(dtype: str, bits: int, scale: float, offset: float) -> None:
-    """Refuse a normalisation that gives infinities.
+    """Refuse a normalisation that gives infinities, or that a GPU would round otherwise.
 
     Raises:
-        ConfigError: no such dtype, or the darkest or brightest value becomes infinite or NaN.
+        ConfigError: no such dtype; the darkest or brightest value becomes infinite or NaN; or a
+            scale or offset so small that CuPy's kernels take results for 0 (-ftz=true).
     """
     if dtype not in FLOATS:
         raise ConfigError(f"dtype: got {dtype!r}, allowed are {', '.join(FLOATS)}")
+    for name, value in (("scale", scale), ("offset", offset)):
+        if value and abs(value) < _LEAST:
+            raise ConfigError(
+                f"{name}: got {value!r}, allowed are 0 and sizes from {_LEAST:.3g}: GPUs may "
+                "take the results of less for 0"
+            )
     ends = _normalised(np.array([0, (1 << bits) - 1]), dtype, scale, offset)
     finite = np.isfinite(_widened(ends, dtype))
     if not finite.all():

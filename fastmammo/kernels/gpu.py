@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastmammo.errors import BackendUnavailableError, ConfigError
-from fastmammo.kernels import launches
+from fastmammo.kernels import INSTALL, launches
 from fastmammo.kernels.batch import BatchImage, check_images, check_output, meant_dtype
 
 if TYPE_CHECKING:
@@ -254,7 +254,27 @@ def _run(launch: launches.Launch) -> None:
 
 @functools.cache
 def _kernel(name: str, kernel: str) -> Any:
-    return _module(name).get_function(kernel)
+    """Return a kernel, compiled and loaded on the current device.
+
+    Raises:
+        BackendUnavailableError: CuPy cannot compile it, or not load what it compiled.
+    """
+    cuda = _cupy().cuda
+    known = (
+        cuda.memory.OutOfMemoryError,
+        cuda.runtime.CUDARuntimeError,
+        cuda.driver.CUDADriverError,
+    )
+    try:
+        return _module(name).get_function(kernel)
+    except known:
+        raise  # the device's failure, not the compiler's
+    except Exception as error:  # NVRTC's, the loader's and CuPy's own have no type in common
+        words = " ".join(str(error).split())[:500]
+        raise BackendUnavailableError(
+            f"CuPy cannot compile the CUDA kernel {kernel} ({type(error).__name__}: {words}): "
+            f"{INSTALL} brings the compiler and the headers that belong to it"
+        ) from error
 
 
 @functools.cache
@@ -277,10 +297,7 @@ def _cupy() -> Any:
     try:
         import cupy
     except ImportError as error:
-        raise BackendUnavailableError(
-            f"the CUDA kernels need CuPy ({error}): pip install 'fastmammo[cuda13]', for drivers "
-            "of CUDA 12 'fastmammo[cuda12]'"
-        ) from error
+        raise BackendUnavailableError(f"the CUDA kernels need CuPy ({error}): {INSTALL}") from error
     if not cupy.is_available():
         raise BackendUnavailableError(
             "the CUDA kernels need a CUDA device: CuPy sees none; nvidia-smi tells whether the "

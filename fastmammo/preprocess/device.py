@@ -1,8 +1,13 @@
-"""Takes many sources, gives their images as one tensor in a GPU's memory.
+"""Takes many sources, gives their images as one tensor in a GPU's memory; or one, on the host.
 
 Threads read, parse, decode and find the breast; one launch then resamples the whole batch into the
 output. All of it is ordered by one stream of the batch's own, and the caller's stream waits for
-that by an event: nothing waits for the device but the copies of the small levels.
+that by an event: nothing waits for the device but the copies of the small levels, one an image.
+
+The breast is found on the host, on that copy: the host has to know the box before it can choose the
+level that is decoded next, so the wait would be there with kernels too. It takes one core 2.8 ms an
+image (`preprocess.roi.find_breast`, median over phantoms, on two shared cores), nearly all of it in
+NumPy and numba, so that threads do it beside each other.
 
 Not yet seen on a GPU: it was run on a pretended one, with the kernels compiled for the CPU.
 """
@@ -10,7 +15,7 @@ Not yet seen on a GPU: it was run on a pretended one, with the kernels compiled 
 from __future__ import annotations
 
 import contextlib
-import sys
+import os
 import threading
 import time
 from collections import deque
@@ -18,24 +23,30 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from fastmammo.decoding import cuda_runtime
-from fastmammo.decoding.cuda_runtime import device_errors, runtime_of
+from fastmammo.decoding.cuda_runtime import device_errors, require_process, runtime_of
 from fastmammo.decoding.frames_in_flight import Decoder
-from fastmammo.errors import BackendUnavailableError, ConfigError, DeviceError, DeviceMemoryError
-from fastmammo.kernels import gpu, to_device, to_host
-from fastmammo.kernels.batch import check_output
+from fastmammo.errors import BackendUnavailableError, DeviceError, DeviceMemoryError, forget_frames
+from fastmammo.kernels import gpu, to_device
 from fastmammo.kernels.floats import FLOATS
-from fastmammo.kernels.gpu import DeviceTensor
+from fastmammo.preprocess.device_memory import (
+    LevelBudget,
+    Output,
+    OutputMemory,
+    borrowed,
+    current_device,
+    on,
+)
+from fastmammo.preprocess.joint import Joint
 from fastmammo.preprocess.planning import Plan, plan_image
+from fastmammo.preprocess.rereadable import Rereadable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from numpy.typing import NDArray
 
     from fastmammo.decoding.cuda_runtime import Stream
     from fastmammo.dicom import Mammogram, Source
     from fastmammo.preprocess.config import Config
+    from fastmammo.preprocess.device_memory import Turn
 
     Kept = list[tuple[int, Plan]]
     Failed = list[tuple[int, Exception]]
@@ -44,80 +55,59 @@ STATES = 8
 """Frames that nvJPEG2000 decodes at once, at most; not measured yet."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """What a batch is to be."""
-
-    dtype: str
-    bits: int
-    scale: float
-    offset: float
-    tensors: str
-    budget_bytes: int | None
-
-    @classmethod
-    def checked(
-        cls,
-        config: Config,
-        dtype: str | None,
-        normalisation: tuple[float, float],
-        tensors: str,
-        memory_budget_mb: int | None,
-    ) -> Output:
-        """Return the output that `Preprocessor` was asked for.
-
-        Raises:
-            ConfigError: a setting is not allowed.
-        """
-        try:
-            scale, offset = map(float, normalisation)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"normalisation: got {normalisation!r}, wanted two numbers, (scale, offset)"
-            ) from error
-        dtype = dtype or f"uint{config.bits}"
-        check_output(dtype, config.bits, scale, offset)
-        if tensors not in ("auto", "torch", "cupy"):
-            raise ConfigError(f"tensors: got {tensors!r}, allowed are auto, torch, cupy")
-        budget = memory_budget_mb
-        if budget is not None and (type(budget) is not int or budget < 1):
-            raise ConfigError(f"memory_budget_mb: got {budget!r}, wanted 1 or more MiB, or None")
-        return cls(dtype, config.bits, scale, offset, tensors, budget and budget << 20)
-
-    @property
-    def host_dtype(self) -> np.dtype[Any]:
-        """The NumPy type of a batch; bfloat16 is held as uint16 bit patterns."""
-        return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
-
-
 class DeviceBatches:
     """Makes batches on the GPU that is current where it is called; for one process's threads.
 
     A frame that fails costs itself. Where device memory runs out, the images that are ready are
     made, their memory is given back, and the others are tried one at a time.
+
+    The budget is one for all threads: half of it bounds the decoder's states and outputs, half the
+    levels that wait for their launch. It does not cover the batches' tensors, the launches' tables,
+    what decoders other than nvJPEG2000 take, nor CUDA's own memory.
     """
 
     def __init__(self, config: Config, output: Output, workers: int) -> None:
         self._config = config
         self._output = output
         self._workers = workers
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="fastmammo-device")
         self._lock = threading.Lock()
         self._flights: dict[int, Decoder | None] = {}
+        self._joints: dict[int, Joint] = {}
+        self._budget = LevelBudget(output.budget_bytes and max(1, output.budget_bytes // 2))
 
-    def one(self, source: Source | Mammogram) -> tuple[Plan, Any]:
-        """Return the plan of one source and its image, uint8 or uint16 (H, W) in host memory."""
-        runtime = runtime_of(_current_device())
-        with device_errors("making an image"), _borrowed(runtime) as stream, _on(stream):
-            plan = plan_image(source, self._config)
-            clock = time.perf_counter()
+    def one(self, source: Source | Mammogram) -> tuple[Plan, NDArray[Any]]:
+        """Return the plan of one source and its image, uint8 or uint16 (H, W) in host memory.
+
+        Images that several threads ask for at once are decoded beside each other, and resampled in
+        one launch.
+        """
+        require_process(self._process)
+        runtime = runtime_of(current_device())
+        again = Rereadable(source)
+        turn: Any = self._budget.enter()
+        try:
+            with device_errors("making an image"), borrowed(runtime) as stream, on(stream):
+                try:
+                    return self._one(again, runtime, stream, turn)
+                except DeviceMemoryError as error:
+                    forget_frames(error)
+                stream.synchronize()
+                runtime.release_cached()
+                return self._one(again, runtime, stream, turn)
+        finally:
+            turn.leave()
+
+    def _one(
+        self, again: Rereadable, runtime: Any, stream: Stream, turn: Turn
+    ) -> tuple[Plan, NDArray[Any]]:
+        flight = self.flight(runtime.device) if self._workers > 1 else None
+        with device_errors("making an image"):
+            plan = plan_image(again.take(), self._config, flight=flight)
             plan.pixels = to_device(plan.pixels)
-            out = _cupy().empty((1, 1, *self._config.size), f"uint{self._output.bits}")
-            gpu.resample_batch([plan.batch_image()], out)
-            made = to_host(out)[0, 0]
-        plan.pixels = None
-        plan.seconds["resample"] = time.perf_counter() - clock
-        return plan, made
+        turn.known(plan.pixels.nbytes)
+        return plan, self._joint(runtime).make(plan, stream)
 
     def __call__(self, sources: list[Source], *, stop: bool) -> tuple[Any, Kept, Failed]:
         """Return the images (N, 1, H, W), their plans and the failures, each with its index.
@@ -128,12 +118,13 @@ class DeviceBatches:
             stop: raise the first failure.
 
         Raises:
-            DeviceError: CUDA failed for good.
+            DeviceError: CUDA failed for good; or this is another process than the one that made it.
             DeviceMemoryError: there is no memory for the batch's output.
         """
-        runtime = runtime_of(_current_device())
-        with device_errors("making a batch"), _borrowed(runtime) as stream:
-            memory = _Memory(len(sources), self._config.size, self._output, runtime)
+        require_process(self._process)
+        runtime = runtime_of(current_device())
+        with device_errors("making a batch"), borrowed(runtime) as stream:
+            memory = OutputMemory(len(sources), self._config.size, self._output, runtime)
             stream.wait_event(memory.stream.record(runtime.new_event()))
             batch = _Batch(self, runtime, stream, memory)
             try:
@@ -166,90 +157,148 @@ class DeviceBatches:
         except BackendUnavailableError:
             return None  # each frame that asks for it then says so, in its notes or its error
 
+    def _joint(self, runtime: Any) -> Joint:
+        with self._lock:
+            if runtime.device not in self._joints:
+                made = Joint(runtime, self._config.size, self._output.bits)
+                self._joints[runtime.device] = made
+            return self._joints[runtime.device]
+
+
+@dataclass(eq=False)
+class _Item:
+    """One source of a batch."""
+
+    index: int
+    source: Rereadable
+    turn: Turn | None = None
+    plan: Plan | None = None
+    tries: int = 0
+    """How often device memory was short for it."""
+
+    def let_go(self) -> None:
+        """Forget the level, if there is one, and give its place in the budget to others."""
+        self.plan = None
+        if self.turn is not None:
+            self.turn.leave()
+            self.turn = None
+
 
 class _Batch:
     """One batch on its way."""
 
-    def __init__(self, owner: DeviceBatches, runtime: Any, stream: Stream, memory: _Memory) -> None:
+    def __init__(
+        self, owner: DeviceBatches, runtime: Any, stream: Stream, memory: OutputMemory
+    ) -> None:
         self._config, self._output = owner._config, owner._output
-        self._pool, self._workers = owner._pool, owner._workers
+        self._pool, self._window = owner._pool, owner._workers
+        self._budget = owner._budget
         self._flight = owner.flight(runtime.device)
         self._runtime, self._stream, self._memory = runtime, stream, memory
         self.kept: Kept = []
         self.failed: Failed = []
-        self._ready: list[Plan] = []
-        self._bytes = 0
-        self._window = self._workers
-        self._waiting: deque[tuple[int, Source, Future[Plan | Exception]]] = deque()
+        self._ready: list[_Item] = []
+        self._todo: deque[_Item] = deque()
+        self._waiting: deque[tuple[_Item, Future[Plan | Exception]]] = deque()
 
     def make(self, sources: list[Source], stop: bool) -> None:
-        todo: deque[tuple[int, Source]] = deque(enumerate(sources))
-        tried: set[int] = set()
-        while todo or self._waiting:
-            while todo and len(self._waiting) < self._window:
-                index, source = todo.popleft()
-                self._waiting.append((index, source, self._pool.submit(self._plan, source)))
-            index, source, future = self._waiting.popleft()
+        self._todo.extend(_Item(index, Rereadable(each)) for index, each in enumerate(sources))
+        while self._todo or self._waiting:
+            self._begin()
+            item, future = self._waiting.popleft()
             result = future.result()
-            if isinstance(result, DeviceMemoryError) and index not in tried:
-                tried.add(index)
-                todo.extendleft(reversed([(index, source), *self._make_room()]))
-            elif isinstance(result, Plan):
-                self._take(index, result)
-            else:
+            del future  # it holds the level's memory, as `result` does
+            if isinstance(result, Plan):
+                item.plan = result
+                self.kept.append((item.index, result))
+                self._ready.append(item)
+            elif not (isinstance(result, DeviceMemoryError) and self._make_room(item)):
                 self._check_device(result)
                 if stop:
                     raise result
-                self.failed.append((index, result))
-            del future, result  # they hold the level's memory
+                self.failed.append((item.index, result))
+            del result
         self._launch()
+
+    def _begin(self) -> None:
+        """Have as many sources planned as window and budget allow, one at least."""
+        while self._todo and len(self._waiting) < self._window:
+            item = self._todo[0]
+            if item.plan is None:
+                item.turn = self._budget.enter(wait=not (self._waiting or self._ready))
+                if item.turn is None:
+                    if self._waiting:
+                        return
+                    self._launch()
+                    continue
+            self._waiting.append((self._todo.popleft(), self._pool.submit(self._plan, item)))
 
     def abandon(self) -> None:
         """Wait for what is on the way: it must not outlive the batch's turn on the stream."""
-        for _, _, future in self._waiting:
+        for item, future in self._waiting:
             if not future.cancel():
                 future.exception()
+            item.let_go()
         self._waiting.clear()
+        for item in (*self._todo, *self._ready):
+            item.let_go()
 
-    def _plan(self, source: Source) -> Plan | Exception:
+    def _plan(self, item: _Item) -> Plan | Exception:
+        if item.plan is not None:
+            return item.plan
+        turn: Any = item.turn
         try:
             self._runtime.bind()
-            with device_errors("preparing an image"), _on(self._stream):
-                plan = plan_image(source, self._config, flight=self._flight)
+            with device_errors("preparing an image"), on(self._stream):
+                plan = plan_image(item.source.take(), self._config, flight=self._flight)
                 plan.pixels = to_device(plan.pixels)
         except Exception as error:  # even a defect of ours must not cost the rest of the batch
+            forget_frames(error)  # a failure that is kept must keep no level
+            turn.leave()
             return error
+        turn.known(plan.pixels.nbytes)
         # A batch must not hold on to the bytes of every file in it.
         plan.mammogram = plan.mammogram.without_frames()
         return plan
 
-    def _take(self, index: int, plan: Plan) -> None:
-        self.kept.append((index, plan))
-        self._ready.append(plan)
-        size = plan.pixels.nbytes
-        self._bytes += size
-        if self._output.budget_bytes is not None:
-            half = self._output.budget_bytes // 2
-            self._window = max(1, min(self._window, half // max(size, 1)))
-            if self._bytes + self._window * size > half:
-                self._launch()
+    def _make_room(self, item: _Item) -> bool:
+        """Give back what memory there is, to try a source again; False if it had all there is.
 
-    def _make_room(self) -> list[tuple[int, Source]]:
-        """Give back what memory there is; return the sources that have to be done again."""
-        later = [(index, source) for index, source, _ in self._waiting]
-        self.abandon()
+        What others have finished meanwhile is kept at first; if that does not do, it is made again.
+        """
+        held = [other for other in self._todo if other.plan is not None]
+        if item.tries and not held:
+            return False
+        for other, future in self._waiting:
+            result = None if future.cancel() else future.result()
+            if isinstance(result, Plan) and not item.tries:
+                other.plan = result
+            else:
+                other.let_go()
+        again = [item, *(other for other, _ in self._waiting)]
+        self._waiting.clear()
+        if item.tries:
+            for other in held:
+                other.let_go()
+        item.tries += 1
+        self._todo.extendleft(reversed(again))
         self._window = 1
         self._launch()
         self._stream.synchronize()
         self._runtime.release_cached()
-        return later
+        return True
 
     def _launch(self) -> None:
         """Resample the images that are ready, and let go of their levels."""
-        ready, self._ready, self._bytes = self._ready, [], 0
-        self._resample(ready, len(self.kept) - len(ready))
-        for plan in ready:
-            plan.pixels = None  # its memory is reused in the stream's order
+        ready, self._ready = self._ready, []
+        try:
+            plans = [item.plan for item in ready if item.plan is not None]
+            self._resample(plans, len(self.kept) - len(plans))
+            for plan in plans:
+                plan.pixels = None  # its memory is reused in the stream's order
+        finally:
+            for item in ready:
+                item.let_go()
 
     def _resample(self, plans: list[Plan], start: int, *, again: bool = True) -> None:
         if not plans:
@@ -258,7 +307,7 @@ class _Batch:
         images = [plan.batch_image() for plan in plans]
         clock = time.perf_counter()
         try:
-            with device_errors("resampling a batch"), _on(self._stream):
+            with device_errors("resampling a batch"), on(self._stream):
                 out = self._memory.part(start, len(plans))
                 bits = o.bits if o.dtype in FLOATS else None
                 gpu.resample_batch(images, out, bits=bits, scale=o.scale, offset=o.offset)
@@ -281,82 +330,3 @@ class _Batch:
         if self._flight is not None and self._flight.dead:
             raise error
         self._stream.synchronize()  # raises where the device is lost
-
-
-class _Memory:
-    """The output of a batch: torch's memory or CuPy's, and the stream in whose order it is."""
-
-    def __init__(self, count: int, size: tuple[int, int], output: Output, runtime: Any) -> None:
-        self.shape = count, 1, *size
-        self.tensor: Any
-        self.stream: Stream
-        torch = _torch(output.tensors)
-        self._dtype = output.dtype
-        self._page = int(np.prod(size)) * output.host_dtype.itemsize
-        if torch is None:
-            with device_errors("the output of a batch"):
-                self.tensor = _cupy().empty(self.shape, output.host_dtype)
-            self.stream, self._pointer = runtime.stream_of(None), self.tensor.data.ptr
-            return
-        place = torch.device("cuda", runtime.device)
-        try:
-            self.tensor = torch.empty(self.shape, dtype=getattr(torch, output.dtype), device=place)
-        except torch.cuda.OutOfMemoryError as error:
-            raise DeviceMemoryError(f"the output of a batch: {error}") from error
-        self.stream = runtime.stream_of(torch.cuda.current_stream(place))
-        self._pointer = self.tensor.data_ptr()
-
-    def part(self, start: int, count: int) -> DeviceTensor:
-        shape = count, *self.shape[1:]
-        return DeviceTensor(self._pointer + start * self._page, self._dtype, shape)
-
-
-_streams: dict[int, list[Any]] = {}
-_streams_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def _borrowed(runtime: Any) -> Iterator[Stream]:
-    """Lend a stream: few are made, as CuPy keeps the memory that was used on each for itself."""
-    with _streams_lock:
-        idle = _streams.setdefault(runtime.device, [])
-        stream = idle.pop() if idle else None
-    stream = stream or runtime.new_stream()
-    try:
-        yield stream
-    finally:
-        with _streams_lock:
-            idle.append(stream)
-
-
-def _on(stream: Any) -> contextlib.AbstractContextManager[Any]:
-    """Make a stream the current one of this thread."""
-    current: contextlib.AbstractContextManager[Any] = stream
-    return current
-
-
-def _torch(tensors: str) -> Any:
-    """Return torch where the output is to be its, else None."""
-    if tensors == "cupy":
-        return None
-    if tensors == "torch":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise BackendUnavailableError(
-                "tensors='torch': this torch sees no CUDA device; tensors='cupy' needs no torch"
-            )
-        return torch
-    torch = sys.modules.get("torch")
-    return torch if torch is not None and torch.cuda.is_available() else None
-
-
-def _current_device() -> int:
-    return int(_cupy().cuda.runtime.getDevice())
-
-
-def _cupy() -> Any:
-    cuda_runtime.require()
-    import cupy
-
-    return cupy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.decoding import cuda_runtime
-from fastmammo.errors import ConfigError
+from fastmammo.errors import ConfigError, forget_frames
 from fastmammo.kernels import cpu
 from fastmammo.kernels.floats import FLOATS, to_float
 from fastmammo.preprocess.config import Config
-from fastmammo.preprocess.device import DeviceBatches, Output
+from fastmammo.preprocess.device import DeviceBatches
+from fastmammo.preprocess.device_memory import Output
 from fastmammo.preprocess.planning import Plan, plan_image
 
 if TYPE_CHECKING:
@@ -93,6 +95,10 @@ class Batch:
 class Preprocessor:
     """Turns DICOM files into model-ready images, the same bits on every run and device.
 
+    Threads may share one; so may processes, each with a copy (it is pickled without its threads).
+    On a GPU they must not be forked from the process that made it, as CUDA does not survive that:
+    with a torch DataLoader set multiprocessing_context="spawn".
+
     Args:
         config: the settings; or give them as keywords: Preprocessor(size=(1024, 512), bits=16).
         workers: threads for a batch; None for as many as there are cores. Decoders and kernels
@@ -103,9 +109,10 @@ class Preprocessor:
             `kernels.floats.to_float`.
         tensors: of a batch on a GPU: "torch", "cupy", or "auto" for torch's where torch is loaded
             and has CUDA. Both speak DLPack.
-        memory_budget_mb: device memory, in MiB, that decoding and levels may take, by estimate;
-            where it is short, fewer images are on the way and a batch is made in several parts.
-            None for no bound but the device's own.
+        memory_budget_mb: device memory, in MiB, that decoding and levels may take, by estimate,
+            in all threads together; where it is short, fewer images are on the way and a batch is
+            made in several parts. The batches' tensors come on top. None for no bound but the
+            device's own.
 
     Raises:
         ConfigError: a setting is not allowed.
@@ -137,17 +144,29 @@ class Preprocessor:
         self.output = Output.checked(self.config, dtype, normalisation, tensors, memory_budget_mb)
         if self.config.device == "cuda":
             cuda_runtime.require()
-        self._device: DeviceBatches | None = None
         self.on_error = on_error
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._device: DeviceBatches | None = None
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_device": None}  # threads and device memory stay where they are
+        # threads and device memory stay where they are
+        own = ("_process", "_device", "_lock")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, sources: Iterable[Source]) -> Batch:
         """Return the images of `sources` (paths, bytes or file objects) as one batch.
 
         Raises:
             FastMammoError, OSError: with on_error="raise", the first failure in the sources' order.
+            DeviceError: CUDA failed for good, or this process was forked from the one that made it.
         """
         if isinstance(sources, (str, bytes, os.PathLike)):
             raise TypeError("sources: got one source, wanted several; use prepare() for one")
@@ -193,14 +212,17 @@ class Preprocessor:
         try:
             prepared = self.prepare(source)
         except Exception as error:  # even a defect of ours must not cost the rest of the batch
+            forget_frames(error)  # a failure that is kept must keep no pixels
             return error
         # A batch must not hold on to the bytes of every file in it.
         return dataclasses.replace(prepared, mammogram=prepared.mammogram.without_frames())
 
     def _on_device(self) -> DeviceBatches:
-        if self._device is None:
-            self._device = DeviceBatches(self.config, self.output, self.workers)
-        return self._device
+        cuda_runtime.require_process(self._process)
+        with self._lock:
+            if self._device is None:
+                self._device = DeviceBatches(self.config, self.output, self.workers)
+            return self._device
 
     def prepare(self, source: Source | Mammogram) -> Prepared:
         """Return one source's image, in host memory whatever the device.

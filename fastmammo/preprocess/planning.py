@@ -13,7 +13,6 @@ import numpy as np
 from fastmammo.decoding import FrameDecoder
 from fastmammo.dicom import Mammogram, read
 from fastmammo.errors import FastMammoError
-from fastmammo.kernels import to_host
 from fastmammo.kernels.batch import BatchImage
 from fastmammo.preprocess.geometry import Geometry
 from fastmammo.preprocess.record import make_record
@@ -35,7 +34,8 @@ class Plan:
     """One image that only has to be resampled."""
 
     pixels: Any
-    """Stored values of the level that is resampled: NumPy's, or CuPy's where the GPU decoded."""
+    """Stored values of the level that is resampled: NumPy's, or CuPy's where `FrameDecoder` gives
+    those."""
     first: int
     table: NDArray[np.uint16]
     geometry: Geometry
@@ -69,7 +69,8 @@ def plan_image(source: Source | Mammogram, config: Config, *, flight: Flight | N
     """Read and decode a source, find the breast and decide what becomes of its pixels.
 
     With config.device "cuda" on CuPy's current stream; the small level, on which the breast is
-    found, is copied to the host, which waits for it.
+    found, is copied to the host, which waits for it: once, and for nothing else (but where the
+    codestream's precision exceeds Bits Stored and level 0 is the output's).
 
     Args:
         flight: see `FrameDecoder`.
@@ -101,7 +102,7 @@ def plan_image(source: Source | Mammogram, config: Config, *, flight: Flight | N
         whole = config.scale == "full" and not decoder.incremental
         if whole or decoder.codec_levels < small_level:
             decoder.at(0)  # needed in any case: the small level is then made from it
-        small = to_host(decoder.at(small_level))
+        small = decoder.on_host(small_level)
         lap("decode")
         extremes = extremes_of(small, mammogram) or mammogram.stored_range
         voi, table = _tables(config, mammogram, decoder, extremes)

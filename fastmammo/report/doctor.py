@@ -11,10 +11,18 @@ from typing import Any
 import numpy as np
 
 from fastmammo import __version__
-from fastmammo.decoding import BACKENDS, PREFERENCE, choose, cuda_runtime, decode
+from fastmammo.decoding import (
+    BACKENDS,
+    PREFERENCE,
+    FrameDecoder,
+    choose,
+    cuda_runtime,
+    nvjpeg2000,
+)
+from fastmammo.decoding.twins import twins
 from fastmammo.dicom import SYNTAXES, Codestream, read
 from fastmammo.errors import FastMammoError
-from fastmammo.kernels import to_host
+from fastmammo.report.references import low_pass
 from fastmammo.testing import can_encode
 
 _PACKAGES = (
@@ -30,6 +38,10 @@ _PACKAGES = (
     "timm",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-runtime-cu12",
+    "nvidia-cuda-runtime",
     "nvidia-nvjpeg2k-cu12",
     "nvidia-nvjpeg2k-cu13",
     "nvidia-nvimgcodec-cu12",
@@ -44,8 +56,9 @@ def diagnose() -> dict[str, Any]:
 
     The GPU's backends are tried only where there is a CUDA device; "cuda" says what is lacking, and
     the command that installs it. A cell is "exact" or "within 16 (lossy)" where the backend gave
-    the test frame's values, else the reason why not. "ok" is False where no backend decodes one of
-    the syntaxes.
+    the test frame's values, and levels 1 to 3 where it decodes them; else the reason why not, or
+    "exact, but ..." with what a GPU's levels lack, which are then not used. "ok" is False where no
+    backend decodes one of the syntaxes.
     """
     cuda = _cuda()
     tried = [n for n, b in BACKENDS.items() if b.DEVICE == "cpu" or cuda["devices"]]
@@ -88,6 +101,7 @@ def text(found: dict[str, Any]) -> str:
         f"fastmammo {found['fastmammo']}, Python {found['python']}, {found['platform']}",
         *(f"device {name}: {what}" for name, what in found["devices"].items()),
         *(f"cuda lacks {need}" for need in found["cuda"]["missing"].values()),
+        *(f"cuda: {remark}" for remark in found["cuda"]["remarks"]),
         "packages: "
         + ", ".join(f"{name} {v}" for name, v in found["packages"].items() if v is not None),
         "not installed (optional): "
@@ -156,20 +170,43 @@ def _try(mammogram: Any, pixels: np.ndarray, backend: str) -> str:
     if codestream.format not in BACKENDS[backend].FORMATS:
         return f"does not decode {codestream.format}"
     try:
-        device = BACKENDS[backend].DEVICE
-        decoded = to_host(decode(mammogram, device=device, backend=backend))
+        return _tried(mammogram, pixels, backend)
     except FastMammoError as error:
         return str(error).splitlines()[-1].strip().removeprefix(f"{backend}: ")
-    difference = int(np.abs(decoded.astype(np.int32) - pixels).max())
-    if difference == 0:
-        return "exact"
-    if mammogram.transfer_syntax.lossless:
+    except Exception as error:  # a library's own failure is what is asked for here
+        return f"fails with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _tried(mammogram: Any, pixels: np.ndarray, backend: str) -> str:
+    def decoder() -> FrameDecoder:
+        return FrameDecoder(mammogram, device=BACKENDS[backend].DEVICE, backend=backend)
+
+    difference = _distance(cuda_runtime.host_copy(decoder().at(0)), pixels)
+    if not mammogram.transfer_syntax.lossless:
+        return f"within {difference} (lossy)"
+    if difference:
         return f"WRONG by up to {difference}"
-    return f"within {difference} (lossy)"
+    alone = decoder()  # it holds no level 0, from which it would make the others
+    expected = pixels.astype(np.int32)
+    for level in range(1, min(3, alone.codec_levels) + 1):
+        expected = low_pass(expected)
+        found = cuda_runtime.host_copy(alone.at(level))
+        difference = _distance(found, np.clip(expected, alone.first, alone.last))
+        if difference:
+            return f"WRONG at level {level} by up to {difference}"
+    if backend == nvjpeg2000.NAME and (fault := nvjpeg2000.levels_fault()):
+        return f"exact, but {fault}"
+    return "exact"
+
+
+def _distance(found: np.ndarray, wanted: np.ndarray) -> int:
+    if found.shape != wanted.shape:
+        raise ValueError(f"got {found.shape} samples, wanted {wanted.shape}")
+    return int(np.abs(found.astype(np.int32) - wanted).max())
 
 
 def _cuda() -> dict[str, Any]:
-    """Return the CUDA devices, and what is missing for each part of the way on the GPU."""
+    """Return the CUDA devices, what is missing for each part of the way on the GPU, and remarks."""
     missing = {}
     if (need := cuda_runtime.missing()) is not None:
         missing["device"] = need
@@ -188,7 +225,8 @@ def _cuda() -> dict[str, Any]:
         need = backend.missing() if backend.DEVICE == "cuda" else None
         if need is not None and need not in missing.values():  # a device they all lack
             missing[name] = f"{name}: {need}"
-    return {"devices": devices, "missing": missing}
+    remarks = [each for each in (twins(), cuda_runtime.compiler_note()) if each]
+    return {"devices": devices, "missing": missing, "remarks": remarks}
 
 
 def _version(package: str) -> str | None:

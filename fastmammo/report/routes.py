@@ -14,20 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decoding import BACKENDS, FrameDecoder, choose
+from fastmammo.decoding import BACKENDS, FrameDecoder, choose, cuda_runtime, nvjpeg2000
 from fastmammo.dicom import SYNTAXES, Frame, read
-from fastmammo.errors import FastMammoError
-from fastmammo.kernels import to_host
+from fastmammo.errors import DeviceError, FastMammoError
 from fastmammo.preprocess import Config, Preprocessor
 from fastmammo.preprocess.roi import roi_level
+from fastmammo.report.device_routes import of_batch, reduced_on_cuda
 from fastmammo.report.difference import difference
+from fastmammo.report.references import low_pass, tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from fastmammo.dicom import Codestream, Mammogram, TransferSyntax
+    from fastmammo.dicom import Mammogram, TransferSyntax
 
 LEVELS = range(1, 6)
 """The wavelet levels that are checked: 1/32 of a detector of 5,355 rows is 168."""
@@ -40,7 +41,8 @@ class Result:
     """What became of one route of one file."""
 
     route: str
-    """"level 0", ..., "auto image (codec levels)", "full image", "as RLE Lossless: full image"."""
+    """"level 0", ..., "auto image (codec levels)", "full image", "batch (auto image)", "as RLE
+    Lossless: full image"."""
     backend: str
     """A name of `BACKENDS`, "auto", "kernels" (the integer reduction) or "pydicom"."""
     device: str
@@ -62,20 +64,6 @@ class Result:
         return self.status in ("differs", "failed")
 
 
-def tolerance(codestream: Codestream) -> int:
-    """Return by how much two correct decoders may differ, in stored values.
-
-    0 for what is coded in integers, near-lossless JPEG-LS (T.87) and 5/3 wavelets included. The
-    inverse DCT (T.81 A.3.3) and the 9/7 wavelet (ISO/IEC 15444-1 Annex F) are defined in real
-    numbers, which codecs round differently: 1, and 4 for JPEG of 12 bits, where at sharp edges
-    the libjpeg of pylibjpeg is up to 4 away from libjpeg-turbo (against an inverse DCT in float64
-    it is libjpeg that is off: 3.3; the other 1.1).
-    """
-    if codestream.format == "jpeg":
-        return 1 if codestream.precision <= 8 else 4
-    return 1 if codestream.wavelet == "9/7" else 0
-
-
 class Check:
     """One file's routes; `results()` yields them one after the other.
 
@@ -84,7 +72,8 @@ class Check:
         size: (rows, columns) of the images.
         reencode: whether to write the stored values in every lossless syntax and read them back.
         seen: called with (result, reference, other) for what differs, shapes aside.
-        device: "cuda" for the GPU's routes beside the CPU's, with which they are compared.
+        device: "cuda" for the GPU's routes beside the CPU's, with which they are compared. They
+            end where CUDA fails for good: `lost` then says how.
 
     Raises:
         FastMammoError: the frame cannot be decoded by the backend that `auto` takes.
@@ -100,6 +89,8 @@ class Check:
         device: str = "cpu",
     ) -> None:
         self.device = device
+        self.lost = ""
+        """How CUDA failed for good, or ""."""
         self.backends = {n: b for n, b in BACKENDS.items() if b.DEVICE in ("cpu", device)}
         self.mammogram = mammogram
         self.size = size
@@ -122,6 +113,8 @@ class Check:
         yield self._pydicom()
         yield from self._levels()
         yield from self._images(decoded)
+        if self.device == "cuda":
+            yield from self._batches()
         if self.reencode:
             yield from self._reencoded()
 
@@ -131,15 +124,18 @@ class Check:
         for name, backend in self.backends.items():
             if name == self.reference.NAME or self.codestream.format not in backend.FORMATS:
                 continue
+            if self._off(backend.DEVICE):
+                continue
             route = "level 0", name, backend.DEVICE
             reason = backend.refuses(self.codestream) or backend.missing()
             if reason:
                 yield Result(*route, "not possible", note=reason)
                 continue
-            yield self._try(route, self.stored, self._at(name, backend.DEVICE, 0), self.tolerance)
+            allowed = tolerance(self.codestream, backend.DEVICE)
+            yield self._try(route, self.stored, self._at(name, backend.DEVICE, 0), allowed)
 
     def _at(self, backend: str, device: str, level: int) -> Callable[[], NDArray[Any]]:
-        return lambda: to_host(
+        return lambda: cuda_runtime.host_copy(
             FrameDecoder(self.mammogram, device=device, backend=backend).at(level)
         )
 
@@ -175,11 +171,14 @@ class Check:
             expected = low_pass(expected)
             clipped = np.clip(expected, self.decoder.first, self.decoder.last)
             for name, backend in self.backends.items():
-                if not backend.LEVELS or self.codestream.format not in backend.FORMATS:
+                fault = nvjpeg2000.levels_fault() if name == nvjpeg2000.NAME else None
+                if not (backend.LEVELS or fault) or self.codestream.format not in backend.FORMATS:
+                    continue
+                if self._off(backend.DEVICE):
                     continue
                 route = f"level {level}", name, backend.DEVICE
                 reason = backend.refuses(self.codestream) or backend.missing()
-                reason = reason or self._no_codec_level(name, backend.DEVICE, level)
+                reason = reason or fault or self._no_codec_level(name, backend.DEVICE, level)
                 if reason:
                     yield Result(*route, "not possible", note=reason)
                 else:
@@ -187,6 +186,13 @@ class Check:
             route = f"level {level}", "kernels", "cpu"
             # `self.decoder` holds level 0, so that it reduces and asks no codec
             yield self._try(route, clipped, functools.partial(self.decoder.at, level))
+            if self.device == "cuda" and not self.lost:
+                route = f"level {level}", "kernels", "cuda"
+                yield self._try(
+                    route,
+                    clipped,
+                    functools.partial(reduced_on_cuda, self.stored, level, self.decoder),
+                )
 
     def _no_codec_level(self, backend: str, device: str, level: int) -> str:
         """Return why the codec's own level does not serve, or "" where it does."""
@@ -227,6 +233,8 @@ class Check:
                     continue  # said at level 0
                 name, _, on = name.partition(" on ")
                 device = on or (BACKENDS[name].DEVICE if name in BACKENDS else "cpu")
+                if self._off(device):
+                    continue
                 route = self._image_route(scale, name, device), name, device
                 if reason:
                     yield Result(*route, "not possible", note=reason)
@@ -259,6 +267,22 @@ class Check:
         self, mammogram: Mammogram, backend: str, scale: str, device: str = "cpu"
     ) -> Callable[[], NDArray[Any]]:
         return lambda: self._image(mammogram, backend, scale, device)
+
+    def _batches(self) -> Iterator[Result]:
+        """Compare the images of a batch: frames in flight, one launch for all."""
+        for scale in ("auto", "full"):
+            route = f"batch ({scale} image)", "auto", "cuda"
+            if self.lost:
+                return
+            reason = self._no_twin()
+            if not reason and self.tolerance:
+                reason = "lossy: its stored values differ within the tolerance"
+            if reason:
+                yield Result(*route, "not possible", note=reason)
+            else:
+                config = Config(size=self.size, bits=16, scale=scale, device="cuda")
+                make = functools.partial(of_batch, self.mammogram, config, self._expected[scale])
+                yield self._try(route, self._expected[scale], make)
 
     def _no_twin(self, *, encoded: bool = False) -> str:
         """Return why the stored values cannot be held in another syntax, or ""."""
@@ -336,6 +360,19 @@ class Check:
 
     # ------------------------------------------------------------ comparison
 
+    def _off(self, device: str) -> bool:
+        """Whether a route of this device makes no sense any more."""
+        return device == "cuda" and bool(self.lost)
+
+    def _seen(self, error: FastMammoError) -> None:
+        """Note whether CUDA has failed for good: then each further route would fail likewise."""
+        if not isinstance(error, DeviceError):
+            return
+        try:
+            cuda_runtime.settle(error)
+        except DeviceError as lost:
+            self.lost = str(lost)
+
     def _try(
         self,
         route: tuple[str, str, str],
@@ -346,6 +383,7 @@ class Check:
         try:
             other = make()
         except FastMammoError as error:
+            self._seen(error)
             return Result(*route, "failed", note=str(error))
         found = difference(reference, other)
         if found.count == 0:
@@ -356,27 +394,3 @@ class Check:
         if result.wrong and not found.shapes and self.seen is not None:
             self.seen(result, reference, other)
         return result
-
-
-def low_pass(pixels: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return the low-pass band of one level of the 5/3 transform, in plain NumPy.
-
-    A second form of `kernels.low_pass` that shares no line with it (ISO/IEC 15444-1 F.4.8.1).
-
-    Args:
-        pixels: int32 (rows, columns).
-
-    Returns:
-        int32 (ceil(rows / 2), ceil(columns / 2)).
-    """
-    for axis in (0, 1):  # vertical first: with rounding in between, the order counts
-        x = np.moveaxis(pixels, axis, 0)
-        if len(x) > 1:
-            even, odd = x[0::2], x[1::2]
-            following = np.concatenate((even[1:], even[-1:]))[: len(odd)]
-            high = odd - ((even[: len(odd)] + following) >> 1)
-            before = np.concatenate((high[:1], high))[: len(even)]
-            after = np.concatenate((high, high[-1:]))[: len(even)]
-            x = even + ((before + after + 2) >> 2)
-        pixels = np.moveaxis(x, 0, axis)
-    return pixels

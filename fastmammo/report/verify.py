@@ -45,6 +45,8 @@ class FileResult:
     results: tuple[Result, ...] = ()
     pictures: tuple[str, ...] = ()
     """The pictures that were written, where a folder for them was given."""
+    lost: str = ""
+    """How CUDA failed for good on this file, or ""."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Verification:
     limit: int
     device: str = "cpu"
     """"cuda" where the GPU's routes were verified too."""
+
+    @property
+    def lost(self) -> str:
+        """How CUDA failed for good, after which no route of the GPU was tried, or ""."""
+        return next((each.lost for each in self.files if each.lost), "")
 
     @property
     def exit_code(self) -> int:
@@ -100,6 +107,7 @@ class Verification:
                 if backend.DEVICE in ("cpu", self.device)
             },
             "device": self.device,
+            "lost": self.lost,
             "src": self.src,
             "inputs": self.inputs,
             "limit": self.limit,
@@ -120,6 +128,8 @@ class Verification:
             lines += [f"{file.path}: picture {picture}" for picture in file.pictures]
             if file.status == "failed":
                 lines.append(f"{file.path}: failed, {file.reason}: {file.message}")
+        if self.lost:
+            lines.append(f"CUDA failed; no route of the GPU was tried after that: {self.lost}")
         verified = self.count("ok") + self.count("differs")
         several = sum(file.frames > 1 for file in self.files)
         if several:
@@ -148,7 +158,7 @@ def verify(
     """Decode and convert files by every route there is here, and compare pixel for pixel.
 
     A route is compared with what is computed another way: see `fastmammo.report.routes`. Images
-    are compared at 16 bits, of the first frame. Lossy formats may differ by `routes.tolerance`.
+    are compared at 16 bits, of the first frame. Lossy formats may differ by `references.tolerance`.
 
     Args:
         src: a folder, a DICOM file, a list or a CSV: see `find_inputs`.
@@ -188,11 +198,14 @@ def verify(
     settled = [FileResult(i.path, i.status, i.reason, i.message) for i in inputs if i.status]
     strata = list(_strata([each for each in inputs if not each.status], limit))
     files: list[FileResult] = []
+    on = device
     for index, stratum in enumerate(strata):
         for each in stratum:
             if progress is not None:
                 progress(index, len(strata), each.path)
-            files.append(_verify_file(each, len(files), size, reencode, folder, device))
+            files.append(_verify_file(each, len(files), size, reencode, folder, on))
+            if files[-1].lost:
+                on = "cpu"  # nothing can be decoded on that device in this process any more
             if files[-1].status != "skipped":
                 break
     files += settled
@@ -265,7 +278,9 @@ def _verify_file(
         message = f"{type(error).__name__}: {error}"
         return FileResult(each.path, "failed", "internal error", message, **facts)
     status = "differs" if any(result.wrong for result in results) else "ok"
-    return FileResult(each.path, status, results=results, pictures=tuple(pictures), **facts)
+    return FileResult(
+        each.path, status, results=results, pictures=tuple(pictures), lost=check.lost, **facts
+    )
 
 
 def _file_name(text: str) -> str:
@@ -289,7 +304,7 @@ def _told(result: Result) -> str:
 def _order(row: dict[str, Any]) -> tuple[str, int, str]:
     """Return what rows are sorted by: levels, images, re-encodings, the rest as it comes."""
     route = str(row["route"])
-    stage = ("level", "auto", "full", "as").index(route.split()[0])
+    stage = ("level", "auto", "full", "batch", "as").index(route.split()[0])
     return row["syntax"], stage, route if stage < 2 else ""
 
 

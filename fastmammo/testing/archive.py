@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fastmammo.dicom.syntax import SYNTAXES
 from fastmammo.errors import ConfigError
+from fastmammo.testing.lesions import KINDS
 from fastmammo.testing.machines import stored_by
 from fastmammo.testing.phantom import FIELD_HEIGHT, phantom
-from fastmammo.testing.plan import Recipe, Row, make_plan
+from fastmammo.testing.plan import AGE_GAP, LESION_CONTRAST, Recipe, Row, make_plan
 from fastmammo.testing.workers import run_jobs
 from fastmammo.testing.write import write_dicom
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from fastmammo.testing.lesions import Lesion
+    from fastmammo.testing.lesions import Kind, Lesion
 
 LESION_COLUMNS = (
     "patient_id",
@@ -68,6 +69,9 @@ def make_dataset(
     nuisance_share: float = 0.1,
     noise: float = 1.0,
     distinct: int | None = None,
+    lesion_kinds: Sequence[Kind] = KINDS,
+    lesion_contrast: tuple[float, float] = LESION_CONTRAST,
+    age_gap: float = AGE_GAP,
     on_image: Callable[[int, int], object] | None = None,
 ) -> Path:
     """Writes an RSNA-shaped set of phantoms: a table, its images, and where the lesions are.
@@ -100,6 +104,12 @@ def make_dataset(
         distinct: patients that are truly drawn; the others are hard links to their files (copies
             where the file system has no links), with ids and table rows of their own. A linked
             file's header has the PatientID and UIDs of the first. None draws all.
+        lesion_kinds: of `lesions.KINDS`, drawn by breast in equal shares; calcifications are not
+            seen where a pixel is many times their 0.2 to 0.6 mm.
+        lesion_contrast: lowest and highest of `phantom`'s, drawn by breast, above 0, to 2.5;
+            calcifications have twice as much.
+        age_gap: years by which patients with cancer are older in the mean, -30 to 30. With 0 no
+            column that is known before the biopsy tells cancer from none.
         on_image: called with (images drawn, images to draw) after each.
 
     Returns:
@@ -110,13 +120,27 @@ def make_dataset(
         WorkerError: a worker process died.
     """
     target = Path(folder).absolute()
-    _check(patients, size, scale, transfer_syntax_uids, positive_share, nuisance_share, distinct)
+    _check(
+        patients=patients,
+        size=size,
+        scale=scale,
+        transfer_syntax_uids=transfer_syntax_uids,
+        positive_share=positive_share,
+        nuisance_share=nuisance_share,
+        distinct=distinct,
+        lesion_kinds=lesion_kinds,
+        lesion_contrast=lesion_contrast,
+        age_gap=age_gap,
+    )
     rows = make_plan(
         patients=patients,
         seed=seed,
         positive_share=positive_share,
         nuisance_share=nuisance_share,
         distinct=min(distinct or patients, patients),
+        lesion_kinds=lesion_kinds,
+        lesion_contrast=lesion_contrast,
+        age_gap=age_gap,
     )
     with _filled(target) as partial:
         jobs: dict[Recipe, _Job] = {}
@@ -195,6 +219,7 @@ def draw_file(job: _Job) -> tuple[Lesion, ...]:
 
 
 def _check(
+    *,
     patients: int,
     size: object,
     scale: float,
@@ -202,9 +227,14 @@ def _check(
     positive_share: float,
     nuisance_share: float,
     distinct: int | None,
+    lesion_kinds: Sequence[str],
+    lesion_contrast: tuple[float, float],
+    age_gap: float,
 ) -> None:
     """Refuses settings out of their range."""
     uids = transfer_syntax_uids
+    drawable = len(lesion_kinds) > 0 and set(lesion_kinds) <= set(KINDS)
+    low, high = lesion_contrast
     known = uids is None or (len(uids) > 0 and all(uid in SYNTAXES for uid in uids))
     for name, value, good, wanted in (
         ("patients", patients, 1 <= patients <= 500_000, "1 to 500000"),
@@ -214,6 +244,9 @@ def _check(
         ("positive_share", positive_share, 0 <= positive_share <= 1, "0 to 1"),
         ("nuisance_share", nuisance_share, 0 <= nuisance_share <= 1, "0 to 1"),
         ("distinct", distinct, distinct is None or distinct >= 1, "None, or 1 or more"),
+        ("lesion_kinds", lesion_kinds, drawable, f"some of {list(KINDS)}"),
+        ("lesion_contrast", lesion_contrast, 0 < low <= high <= 2.5, "0 < low <= high <= 2.5"),
+        ("age_gap", age_gap, -30 <= age_gap <= 30, "-30 to 30 years"),
     ):
         if not good:
             raise ConfigError(f"make_dataset: {name} {value!r}; wanted {wanted}")

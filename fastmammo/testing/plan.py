@@ -15,7 +15,15 @@ from fastmammo.testing.machines import MACHINES, Machine
 from fastmammo.testing.nuisances import NONE, Nuisances, draw_nuisances
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastmammo.testing.phantom import Density, Laterality, ViewPosition
+
+LESION_CONTRAST = (0.2, 0.6)
+"""Lowest and highest, see `phantom`: 0.1 is subtle, 0.3 plain, 0.6 glaring."""
+
+AGE_GAP = 6.0
+"""Years by which patients with cancer are older in the mean, about as in the RSNA set."""
 
 _RARE_VIEWS = ("AT", "LM", "ML")
 
@@ -64,7 +72,15 @@ class Row:
 
 
 def make_plan(
-    *, patients: int, seed: int, positive_share: float, nuisance_share: float, distinct: int
+    *,
+    patients: int,
+    seed: int,
+    positive_share: float,
+    nuisance_share: float,
+    distinct: int,
+    lesion_kinds: Sequence[Kind] = KINDS,
+    lesion_contrast: tuple[float, float] = LESION_CONTRAST,
+    age_gap: float = AGE_GAP,
 ) -> list[Row]:
     """The rows, by patient_id, then side and view.
 
@@ -74,13 +90,19 @@ def make_plan(
         positive_share: of the breasts; above 0 there is at least one.
         nuisance_share: of the images.
         distinct: templates; patient n is drawn as template n mod distinct.
+        lesion_kinds: of `KINDS`, drawn by breast in equal shares.
+        lesion_contrast: lowest and highest, drawn by breast; calcifications have twice as much.
+        age_gap: years by which patients with cancer are older in the mean.
     """
     generator = np.random.default_rng([seed, 101])
     ids = np.sort(_unique(generator, patients, 10_000, max(65_536, 3 * patients + 10_000)))
     count = max(round(positive_share * 2 * patients), 1) if positive_share > 0 else 0
     chosen = generator.permutation(2 * patients)[:count]
     positive = {(int(breast) // 2, "LR"[int(breast) % 2]) for breast in chosen}
-    templates = [_template(seed, index, nuisance_share) for index in range(distinct)]
+    templates = [
+        _template(seed, index, nuisance_share, lesion_kinds, lesion_contrast)
+        for index in range(distinct)
+    ]
     order = generator.permutation(patients)  # ids are sorted; templates must not follow them
     total = sum(len(templates[int(n) % distinct]) for n in order)
     image_ids = iter(_unique(generator, total, 100_000, 2_147_483_647).tolist())
@@ -89,7 +111,7 @@ def make_plan(
         recipes = templates[int(order[index]) % distinct]
         person = np.random.default_rng([seed, 102, index])
         with_cancer = {side for side in "LR" if (index, side) in positive}
-        rows += _patient(person, patient_id, recipes, with_cancer, image_ids)
+        rows += _patient(person, patient_id, recipes, with_cancer, image_ids, age_gap)
     return rows
 
 
@@ -103,7 +125,13 @@ def _unique(generator: np.random.Generator, count: int, low: int, high: int) -> 
     return found[:count]
 
 
-def _template(seed: int, index: int, nuisance_share: float) -> list[Recipe]:
+def _template(
+    seed: int,
+    index: int,
+    nuisance_share: float,
+    lesion_kinds: Sequence[Kind],
+    lesion_contrast: tuple[float, float],
+) -> list[Recipe]:
     """The images of one patient, as they are where the breast is positive."""
     generator = np.random.default_rng([seed, 103, index])
     # the golden ratio spreads few templates over the machines better than chance
@@ -121,8 +149,8 @@ def _template(seed: int, index: int, nuisance_share: float) -> list[Recipe]:
             views += generator.choice(["CC", "MLO"], generator.integers(1, 3)).tolist()
             if generator.random() < 0.01:
                 views[-1] = str(generator.choice(_RARE_VIEWS))
-        kind = KINDS[int(generator.integers(len(KINDS)))]
-        contrast = generator.uniform(0.2, 0.6) * (2 if kind == "calcifications" else 1)
+        kind = lesion_kinds[int(generator.integers(len(lesion_kinds)))]
+        contrast = generator.uniform(*lesion_contrast) * (2 if kind == "calcifications" else 1)
         for number, view in enumerate(sorted(views)):
             nuisances = NONE
             if generator.random() < nuisance_share:
@@ -153,10 +181,11 @@ def _patient(
     recipes: list[Recipe],
     with_cancer: set[str],
     image_ids: Any,
+    age_gap: float,
 ) -> list[Row]:
     """The rows of one patient."""
     site = recipes[0].machine.site_id
-    mean = 64 if with_cancer else 58
+    mean = 58 + age_gap if with_cancer else 58
     age = int(np.clip(generator.normal(mean, 10), 26, 89))
     known_age = generator.random() >= 0.0007
     known_density = site == 1 and generator.random() >= 0.0017
