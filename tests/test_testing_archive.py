@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import hashlib
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from fastmammo.errors import ConfigError, WorkerError
 from fastmammo.testing import make_dataset
 from fastmammo.testing.machines import MACHINES
-from fastmammo.testing.plan import make_plan
+from fastmammo.testing.plan import Row, make_plan
 from fastmammo.testing.workers import run_jobs
 
 if TYPE_CHECKING:
@@ -214,6 +216,44 @@ def test_shares_of_a_large_plan_are_those_of_rsna() -> None:
             assert row.columns["invasive"] == "0"
 
 
+def test_lesions_and_ages_are_those_asked_for() -> None:
+    def plan(**more: Any) -> list[Row]:
+        settings = {"patients": 1500, "seed": 4, "positive_share": 0.3, "nuisance_share": 0.1}
+        return make_plan(distinct=1500, **settings, **more)
+
+    def age_gap(rows: list[Row]) -> float:
+        ages: dict[bool, dict[str, float]] = {True: {}, False: {}}
+        sick = {row.patient_id for row in rows if row.columns["cancer"] == "1"}
+        for row in rows:
+            if row.columns["age"]:
+                ages[row.patient_id in sick][row.patient_id] = float(row.columns["age"])
+        return float(np.mean([*ages[True].values()]) - np.mean([*ages[False].values()]))
+
+    usual, even = plan(), plan(age_gap=0)
+    assert 4.5 < age_gap(usual) < 7.5
+    assert abs(age_gap(even)) < 1.5
+    assert [row.recipe for row in even] == [row.recipe for row in usual]
+    assert [row.columns | {"age": ""} for row in even] == [
+        row.columns | {"age": ""} for row in usual
+    ]
+    chosen = plan(lesion_kinds=("round mass", "calcifications"), lesion_contrast=(0.7, 1.1))
+    lesions = {(row.recipe.lesions, row.recipe.lesion_contrast) for row in chosen}
+    contrasts = {
+        kind: [contrast for kinds, contrast in lesions if kinds == (kind,)]
+        for kind in ("round mass", "calcifications")
+    }
+    assert {kinds for kinds, _ in lesions} == {(), ("round mass",), ("calcifications",)}
+    assert 0.7 <= min(contrasts["round mass"]) < 0.75 < 1.05 < max(contrasts["round mass"]) <= 1.1
+    assert min(contrasts["calcifications"]) >= 1.4
+    assert [row.columns for row in chosen] == [row.columns for row in usual]
+
+
+def test_the_default_plan_stays_as_it_was() -> None:
+    rows = make_plan(patients=50, seed=3, positive_share=0.2, nuisance_share=0.3, distinct=40)
+    text = repr([(row.columns, asdict(row.recipe)) for row in rows])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "817480de0ab24a4f"
+
+
 def test_a_folder_in_use_is_refused_and_a_dead_run_s_leavings_are_replaced(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"patients": 1, "size": (32, 24), "workers": 1, "noise": 0}
     (tmp_path / ".set.partial").mkdir()
@@ -249,6 +289,12 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
         ({"nuisance_share": -1}, "nuisance_share -1"),
         ({"distinct": 0}, "distinct 0; wanted None, or 1 or more"),
         ({"workers": 0}, "workers 0; wanted 1 or more"),
+        ({"lesion_kinds": []}, "lesion_kinds []; wanted some of ['calcifications'"),
+        ({"lesion_kinds": ["cyst"]}, "lesion_kinds ['cyst']"),
+        ({"lesion_contrast": (0, 0.5)}, "lesion_contrast (0, 0.5); wanted 0 < low <= high <= 2.5"),
+        ({"lesion_contrast": (0.6, 0.5)}, "lesion_contrast (0.6, 0.5)"),
+        ({"lesion_contrast": (1, 3)}, "lesion_contrast (1, 3)"),
+        ({"age_gap": 31}, "age_gap 31; wanted -30 to 30 years"),
     ],
 )
 def test_settings_out_of_range_are_refused(
