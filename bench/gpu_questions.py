@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from common import RESULTS, machine
 
-from fastmammo.decoding import dali, nvidia_libraries, nvimgcodec, openjpeg
+from fastmammo.decoding import cuda_runtime, dali, nvidia_libraries, nvimgcodec, openjpeg
 from fastmammo.decoding.cuda_runtime import target_of
 from fastmammo.decoding.frame_queue import Request
 from fastmammo.decoding.frames_in_flight import DEVICE_PADDING, PINNED_PADDING, Decoder
@@ -613,6 +613,8 @@ def main(arguments: list[str] | None = None) -> None:
             answer["error"] = described(error)
         answer.print()
         return
+    if (need := cuda_runtime.missing()) is not None:
+        raise SystemExit(f"gpu_questions: missing {need}")
     result: dict[str, Any] = {"machine": machine(), "gpu": gpu(), "answers": {}}
     size = ["--rows", str(options.rows), "--columns", str(options.columns)]
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "dali":  # a module that no other needs; it asks for DALI only when it is used
+        return importlib.import_module("fastmammo.dali")
     if name not in _HOMES:
         raise AttributeError(f"module 'fastmammo' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fastmammo.{_HOMES[name]}"), name)

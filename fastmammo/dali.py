@@ -28,6 +28,7 @@ Not yet seen on a GPU: pipelines were run on a CPU.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastmammo.decoding.dali import PIP
 from fastmammo.errors import BackendUnavailableError, ConfigError
+from fastmammo.kernels import INSTALL
 from fastmammo.preprocess import Failure, Preprocessor
 
 if TYPE_CHECKING:
@@ -320,22 +321,39 @@ def pipeline(
 
     Raises:
         ConfigError: a setting is not allowed.
-        BackendUnavailableError: DALI is not installed.
+        BackendUnavailableError: DALI is not installed, or finds no such GPU.
     """
     dali = _dali()
-    made = dali.Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id)
+    with _its_gpu(device_id):
+        made = dali.Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id)
     with made:
         nodes = mammograms(sources, labels, preprocessor=preprocessor, **order)
         made.set_outputs(*(nodes if device_id is None else (node.gpu() for node in nodes)))
-    made.build()
+    with _its_gpu(device_id):
+        made.build()
     return made
+
+
+@contextlib.contextmanager
+def _its_gpu(device_id: int | None) -> Iterator[None]:
+    """Turn what DALI raises where it cannot use a GPU into this package's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if device_id is None:
+            raise
+        raise BackendUnavailableError(
+            f"device_id: got {device_id}, and DALI cannot make a pipeline on that GPU: "
+            f"{' '.join(str(error).split())[:400].rstrip('.')}. `fastmammo doctor` tells what is there; "
+            "device_id=None needs no GPU"
+        ) from error
 
 
 def _dali() -> Any:
     try:
         return importlib.import_module("nvidia.dali")
     except (ImportError, OSError) as error:
-        raise BackendUnavailableError(f"fastmammo.dali needs DALI ({error}): {PIP}") from error
+        raise BackendUnavailableError(f"fastmammo.dali needs DALI ({error}): {INSTALL}") from error
 
 
 __all__ = ["Batches", "mammograms", "pipeline"]

@@ -73,6 +73,8 @@ def install(monkeypatch: pytest.MonkeyPatch, *, available: bool = True) -> Simpl
             runtime=SimpleNamespace(
                 CUDARuntimeError=RuntimeFailure,
                 driverGetVersion=lambda: 13000,
+                runtimeGetVersion=lambda: 13000,
+                getDeviceCount=lambda: int(available),
                 getDevice=lambda: 0,
             ),
             driver=SimpleNamespace(CUDADriverError=DriverFailure, get_build_version=lambda: 13000),

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fastmammo.cli import main
+from fastmammo.decoding import cuda_runtime, nvjpeg2000
 from fastmammo.testing import can_encode, phantom, write_dataset, write_dicom
 
 if TYPE_CHECKING:
@@ -43,6 +44,34 @@ def test_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_verb_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "convert" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["convert", "inspect", "verify"])
+def test_without_a_gpu_cuda_is_refused_once(
+    verb: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: "a CUDA device: none")
+    files = sorted(map(str, folder.rglob("*.dcm")))[:2]
+    places = {"convert": [str(folder), str(tmp_path / "a")], "verify": [str(folder)]}
+    assert main([verb, *places.get(verb, files), "--device", "cuda", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"fastmammo {verb}: device 'cuda' is missing a CUDA device: none; device 'auto' takes the "
+        "CPU where there is no GPU\n"
+    )
+    # what it recommends is allowed
+    monkeypatch.setattr(nvjpeg2000, "missing", lambda: "a CUDA device: none")
+    assert main([verb, *places.get(verb, files), "--device", "auto"]) == 0
+    assert "auto: missing a CUDA device: none" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *places.get(verb, files), "--device", "cuda:0"])
+    assert stop.value.code == 2
+    assert "set CUDA_VISIBLE_DEVICES=0 and device to cuda" in capsys.readouterr().err
 
 
 def test_convert(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from fastmammo.conversion import ConvertOptions, Summary, convert, find_inputs
 from fastmammo.conversion.manifest import COLUMNS
 from fastmammo.conversion.names import output_name
 from fastmammo.conversion.writers import encode_png, encode_row, write_atomic
+from fastmammo.decoding import cuda_runtime, nvjpeg2000
 from fastmammo.errors import ConfigError, ConvertError, OutputCollisionError
 from fastmammo.preprocess import RECORD_COLUMNS, STAGES, Config, Preprocessor
 from fastmammo.testing import write_dataset
@@ -629,9 +630,30 @@ def test_config_json_tells_what_made_dst(tmp_path: Path) -> None:
     run(make(tmp_path / "src", "a.dcm"), tmp_path / "dst", bits=16)
     told = json.loads((tmp_path / "dst" / "config.json").read_text())
     assert told["config"]["bits"] == 16
+    # not "config": a run that keeps images has not made them on its device
+    assert told["last_run"] == {"device": "cpu", "strict": False}
+    assert not told["last_run"].keys() & told["config"].keys()
     assert told["digest"] == Config(size=convert_standin.SIZE, bits=16).digest()
     assert told["versions"]["fastmammo"]
     assert told["versions"]["imagecodecs"]
+
+
+def test_auto_that_is_the_cpu_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvjpeg2000, "missing", lambda: "a CUDA device: none")
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: "a CUDA device: none")
+    notes: list[str] = []
+    summary = convert(
+        make(tmp_path / "src", "a.dcm"),
+        tmp_path / "dst",
+        config=Config(size=convert_standin.SIZE, device="auto"),
+        options=ConvertOptions(workers=1),
+        note=notes.append,
+        preprocessor=convert_standin.PREPROCESSOR,
+    )
+    assert notes == ["device: cpu (auto: missing a CUDA device: none)"]
+    assert notes[0] in summary.text().splitlines()
+    assert summary.to_dict()["device"] == "cpu"
+    assert summary.to_dict()["device_reason"] == "auto: missing a CUDA device: none"
 
 
 def test_progress_and_summary(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from fastmammo.errors import (
     NotDicomError,
     UnsupportedSyntaxError,
 )
+from fastmammo.kernels import INSTALL
 from fastmammo.testing import encode, phantom, write_dicom
 
 if TYPE_CHECKING:
@@ -345,13 +346,13 @@ def test_without_a_device_it_says_so(wheel: None) -> None:
 def test_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(dali.importlib.util, "find_spec", lambda name: None)
-        assert dali.missing() == f"DALI: {dali.PIP}"
+        assert dali.missing() == f"DALI: {INSTALL}"
 
         def absent(name: str) -> None:
             raise ModuleNotFoundError("No module named 'nvidia'")
 
         patch.setattr(dali.importlib.util, "find_spec", absent)
-        assert dali.missing() == f"DALI: {dali.PIP}"
+        assert dali.missing() == f"DALI: {INSTALL}"
     monkeypatch.setattr(dali.importlib.util, "find_spec", lambda name: name)
     numpy_as_cupy.install(monkeypatch)
 
@@ -726,3 +727,37 @@ def test_on_a_gpu_pipelines_give_the_preprocessors_images(
         labels = np.concatenate([labels for _, labels in found])
         assert np.array_equal(labels, np.arange(11))
         assert np.array_equal(np.concatenate([p for p, _ in found])[..., 0], images[:, 0])
+
+
+def test_dali_is_an_attribute_that_needs_no_dali() -> None:
+    program = "import fastmammo; print(fastmammo.dali.__name__, fastmammo.dali.Batches.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "fastmammo.dali Batches\n", done.stderr
+
+
+@pytest.mark.parametrize("where", ["making", "building"])
+def test_a_pipeline_on_a_gpu_that_is_not_there(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DALI's own error came out bare."""
+
+    class Pipeline:
+        def __init__(self, **_: Any) -> None:
+            if where == "making":
+                raise RuntimeError("CUDA is not\navailable")
+
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+        def set_outputs(self, *_: Any) -> None: ...
+
+        def build(self) -> None:
+            raise RuntimeError("CUDA is not\navailable")
+
+    loader = fastmammo.dali
+    monkeypatch.setattr(loader, "_dali", lambda: SimpleNamespace(Pipeline=Pipeline))
+    monkeypatch.setattr(loader, "mammograms", lambda *_, **__: ())
+    with pytest.raises(
+        BackendUnavailableError, match=r"device_id: got 0, .*: CUDA is not available\. `fastmammo"
+    ):
+        loader.pipeline([b""], device_id=0)
+    with pytest.raises(RuntimeError, match="CUDA is not") as caught:
+        loader.pipeline([b""])
+    assert not isinstance(caught.value, BackendUnavailableError)

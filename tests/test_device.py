@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import pickle
 import sys
@@ -148,7 +149,7 @@ def test_signed_values(cuda: PretendedCuda) -> None:
 def test_floats_have_the_same_bits(cuda: PretendedCuda, dtype: str, bits: int) -> None:
     top = (1 << bits) - 1
     settings = {"dtype": dtype, "bits": bits, "normalisation": (1 / (top * 0.23), -0.41 / 0.23)}
-    wanted = prepare("cpu", **settings)(files())
+    wanted = prepare("cpu", **settings, tensors="cupy")(files())
     assert wanted.images.dtype == ("uint16" if dtype == "bfloat16" else dtype)
     assert same(prepare(**settings)(files()), wanted)
     if dtype == "float32":
@@ -295,7 +296,9 @@ def test_torch_owns_the_output_where_it_is_loaded(
     for dtype in (None, "bfloat16"):
         found = prepare(dtype=dtype)(files()).images
         assert found.base is made[-1]
-        assert found.tobytes() == prepare("cpu", dtype=dtype)(files()).images.tobytes()
+        assert (
+            found.tobytes() == prepare("cpu", dtype=dtype, tensors="cupy")(files()).images.tobytes()
+        )
         assert external.waits[-1] is not None
     assert len(external.waits) == len(external.records) == 2
     assert on_device(prepare(tensors="cupy")(files()).images)
@@ -339,7 +342,7 @@ def test_what_no_gpu_backend_takes_is_noted_or_refused(cuda: PretendedCuda) -> N
     decoder = FrameDecoder(mammogram, device="cuda")
     assert decoder.notes == [
         "decoded on the CPU: cannot decode jpeg-ls (16 bits) on cuda: no backend of this package "
-        "does; use device='cpu'"
+        "does; use device 'cpu'"
     ]
     with pytest.raises(UnsupportedSyntaxError, match=r"cannot decode jpeg-ls .* on cuda"):
         FrameDecoder(mammogram, device="cuda", strict=True)
@@ -506,13 +509,69 @@ def test_without_a_gpu_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) 
 
 def test_auto_without_a_gpu_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvjpeg2000, "missing", lambda: "nothing is there")
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: "nothing is there")
     assert prepare("auto").config.to_dict()["device"] == "cpu"
     assert Config(device="auto").resolved() == Config()
     assert Config(device="auto").digest() == Config(strict=True).digest() == Config().digest()
-    with pytest.raises(ConfigError, match="backend: got 'nvjpeg2000', which needs a GPU"):
-        Config(device="auto", backend="nvjpeg2000").resolved()
+    assert Config(device="auto").resolved_why() == (Config(), "auto: missing nothing is there")
+    message = "backend 'nvjpeg2000' decodes on a GPU, .* can use: missing nothing is there"
+    for fails in (
+        lambda: Config(device="auto", backend="nvjpeg2000").resolved(),
+        lambda: prepare("auto", backend="nvjpeg2000"),
+        lambda: decode(read(file(1)), device="auto", backend="nvjpeg2000"),
+    ):
+        with pytest.raises(BackendUnavailableError, match=message):
+            fails()
+    with pytest.raises(ConfigError, match="which needs a GPU; set device to cuda too"):
+        Config(backend="nvjpeg2000")
+    mammogram = read(file(1))
+    assert np.array_equal(decode(mammogram, device="auto", level=1), decode(mammogram, level=1))
     with pytest.raises(ConfigError, match="decodes on a GPU, device is 'cpu': wanted 'cuda'"):
         decode(read(file(1)), backend="dali")
+
+
+def test_auto_with_a_gpu_is_cuda(cuda: PretendedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Config(device="auto").resolved_why() == (Config(device="cuda"), "")
+    assert on_device(decode(read(file(0)), device="auto"))
+    # a backend that is asked for by name needs no other
+    monkeypatch.setattr(nvjpeg2000, "missing", lambda: "no usable nvJPEG2000 library")
+    assert Config(device="auto", backend="dali").resolved().device == "cuda"
+    why = "auto: missing no usable nvJPEG2000 library"
+    assert Config(device="auto").resolved_why() == (Config(), why)
+
+
+def test_one_gpu_of_several_is_chosen_by_the_environment() -> None:
+    message = (
+        r"device: got 'cuda:1', allowed are cpu, cuda, auto; to take that GPU set "
+        r"CUDA_VISIBLE_DEVICES=1 and device to cuda"
+    )
+    with pytest.raises(ConfigError, match=message):
+        Config(device="cuda:1")
+    with pytest.raises(ConfigError, match=message):
+        decode(read(file(1)), device="cuda:1")
+
+
+def test_bfloat16_on_a_cpu_is_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy has no such type: its bits came as uint16, with no word."""
+    bits = prepare("cpu", dtype="bfloat16", tensors="cupy")(files()).images
+    assert bits.dtype == np.uint16
+    torch = pytest.importorskip("torch")
+    for tensors in ("auto", "torch"):
+        images = prepare("cpu", dtype="bfloat16", tensors=tensors)(files()).images
+        assert images.dtype == torch.bfloat16
+        assert images.shape == bits.shape
+        assert np.array_equal(images.view(torch.int16).numpy().view(np.uint16), bits)
+    assert type(prepare("cpu", dtype="float32")(files()).images) is np.ndarray
+    plain = prepare("cpu", tensors="torch")(files()).images
+    assert plain.dtype == torch.uint8
+    assert np.array_equal(plain.numpy(), prepare("cpu")(files()).images)
+    wide = prepare("cpu", tensors="torch", bits=16)(files()).images
+    assert wide.dtype == torch.uint16
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="dtype: got 'bfloat16', which on a CPU needs torch"):
+        prepare("cpu", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="tensors: got 'torch', which on a CPU needs torch"):
+        prepare("cpu", tensors="torch")
 
 
 @pytest.mark.parametrize(
@@ -692,7 +751,7 @@ def test_on_a_gpu_torch_owns_the_output(real: Any) -> None:
         assert isinstance(images, torch.Tensor)
         found = images.cpu()
         found = found.view(torch.int16) if dtype else found
-        wanted = prepare("cpu", dtype=dtype)(files()).images
+        wanted = prepare("cpu", dtype=dtype, tensors="cupy")(files()).images
         assert found.numpy().tobytes() == wanted.tobytes()
 
 

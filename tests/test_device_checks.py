@@ -23,10 +23,10 @@ from fastmammo.decoding import (
 )
 from fastmammo.decoding.nvjpeg2000_probe import Probed
 from fastmammo.dicom import read
-from fastmammo.errors import ConfigError, DeviceError
-from fastmammo.kernels import gpu, to_host
-from fastmammo.report import doctor
-from fastmammo.report.doctor import diagnose, text
+from fastmammo.errors import BackendUnavailableError, ConfigError, DeviceError
+from fastmammo.kernels import INSTALL, gpu, to_host
+from fastmammo.report import doctor, gpu_parts
+from fastmammo.report.doctor import diagnose, markdown, text
 from fastmammo.report.references import tolerance
 from fastmammo.report.verify import verify
 from fastmammo.testing import phantom, write_dicom
@@ -72,6 +72,62 @@ def test_doctor_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nvjpeg2000" not in found["backends"]
     assert found["devices"]["cuda"] == "none that can be used"
     assert "cuda lacks CuPy: pip install it" in text(found)
+
+
+def test_doctor_has_a_line_for_each_part_of_the_gpu_s_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a device too: what loads, and what is missing, one way to get it."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: f"CuPy: {INSTALL}")
+    monkeypatch.setattr(gpu_parts, "_driver", lambda: "for CUDA 12.8, devices: 0")
+    monkeypatch.setattr(gpu_parts, "_installed", lambda module: None)
+    monkeypatch.setattr(nvimgcodec, "version", lambda: "nvImageCodec 0.9.0.20, nvJPEG 12.4.0")
+    monkeypatch.setattr(gpu_parts.nvidia_libraries, "nvjpeg_version", lambda: (12, 4, 0))
+
+    def absent() -> str:
+        raise BackendUnavailableError(INSTALL)
+
+    def breaks() -> str:
+        raise OSError("libdali.so: undefined symbol")
+
+    monkeypatch.setattr(gpu_parts, "_cupy", absent)
+    monkeypatch.setattr(gpu_parts, "_nvrtc", lambda: "13.2")
+    monkeypatch.setattr(gpu_parts, "_dali", breaks)
+    monkeypatch.setattr(nvjpeg2000, "version", lambda: "nvJPEG2000 0.11.0 for CUDA 13.0.0")
+    found = diagnose()
+    part = found["cuda"]["parts"]
+    assert part["cupy"] == {"version": None, "missing": INSTALL}
+    assert part["nvimgcodec"]["version"].startswith("0.9.0.20, nvJPEG 12.4.0; ")
+    wanted = [
+        "GPU (the GPU path has not been run on a GPU yet):",
+        "  NVIDIA's driver: for CUDA 12.8, devices: 0",
+        "  CuPy: missing: not installed",
+        "  NVRTC: 13.2",
+        "  nvJPEG2000: 0.11.0 for CUDA 13.0.0",
+        "  nvImageCodec: 0.9.0.20, nvJPEG 12.4.0; lossless JPEG of 9 to 15 bits goes to the CPU: "
+        "nvJPEG before 13.0.2, as all of CUDA 12, decodes it to zeros",
+        "  DALI: missing: cannot be loaded (OSError: libdali.so: undefined symbol)",
+        "  device: none that can be used: cuda lacks CuPy",
+        "  CUDA_VISIBLE_DEVICES: '7'",
+        f"  what is missing is installed by: {INSTALL}",
+    ]
+    assert "\n".join(wanted) in text(found)
+    below = markdown(found).split("|\n\n")[-1]
+    assert below.splitlines() == [wanted[0], "", *(f"- {line.strip()}" for line in wanted[1:])]
+    assert INSTALL.startswith("pip install 'fastmammo[cuda13]'")
+    assert not any(need.startswith(f"{key}:") for key, need in found["cuda"]["missing"].items())
+
+
+def test_verify_on_auto_without_a_gpu_is_the_cpu_s(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvjpeg2000, "missing", lambda: "a CUDA device")
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: "a CUDA device")
+    found = verify(source, size=SIZE, device="auto")
+    assert (found.device, found.exit_code) == ("cpu", 0)
+    assert found.to_dict()["device_reason"] == "auto: missing a CUDA device"
+    assert "device: cpu (auto: missing a CUDA device)" in found.text()
 
 
 def test_verify_has_the_gpus_routes(
@@ -222,8 +278,8 @@ def test_doctor_looks_at_levels_and_survives_what_it_meets(
     assert row["nvjpeg2000"] == "WRONG at level 3 by up to 1"
     assert row["nvimgcodec"] == "fails with KeyError: 'no such format'"
     assert row["numba"] == row["openjpeg"] == row["dali"] == "exact"
-    assert "cuda: a and b are installed to the same files" in text(found)
-    assert "cuda: CuPy is built for CUDA 12" in text(found)
+    assert "remark: a and b are installed to the same files" in text(found)
+    assert "remark: CuPy is built for CUDA 12" in text(found)
 
 
 def test_levels_that_are_off_are_told(

@@ -486,7 +486,7 @@ def test_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_libraries.nvimgcodec.cache_clear()
     try:
         monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
-        assert "pip install 'nvidia-nvimgcodec-cu13[all]>=0.9,<0.10'" in str(nvimgcodec.missing())
+        assert "pip install 'fastmammo[cuda13]'" in str(nvimgcodec.missing())
         with pytest.raises(BackendUnavailableError, match=r"nvImageCodec .*: pip install"):
             nvidia_libraries.nvimgcodec()
         for version in ("0.10.0", "0.8.1", "1.0.0"):

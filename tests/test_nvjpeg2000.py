@@ -44,6 +44,7 @@ from fastmammo.errors import (
     FastMammoError,
     UnsupportedSyntaxError,
 )
+from fastmammo.kernels import INSTALL, no_device
 from fastmammo.testing import encode
 from fastmammo.testing.openjpeg import encode_jpeg2000
 
@@ -212,7 +213,7 @@ def test_an_older_library_is_not_taken(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvjpeg2000_library, "_candidates", lambda: iter(["absent.so", "libc.so.6"]))
-    with pytest.raises(BackendUnavailableError, match="pip install nvidia-nvjpeg2k-cu12") as caught:
+    with pytest.raises(BackendUnavailableError, match=re.escape(INSTALL)) as caught:
         find_library.__wrapped__()
     assert "absent.so: absent.so: cannot open" in str(caught.value)
     assert "libc.so.6: " in str(caught.value)
@@ -228,7 +229,7 @@ def test_an_absent_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 def test_without_cupy_or_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = cuda_runtime.missing
     monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda _: None)
-    assert absent() == "CuPy: pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+    assert absent() == f"CuPy: {INSTALL}"
     with pytest.raises(
         BackendUnavailableError, match=r"device 'cuda' is missing CuPy: pip install"
     ):
@@ -250,6 +251,34 @@ def test_without_cupy_or_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(cuda_runtime, "missing", lambda: "pip install it")
     with pytest.raises(BackendUnavailableError, match="CUDA: pip install it"):
         CupyRuntime(0)
+
+
+def test_cuda_s_own_words_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count() -> int:
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+    runtime = types.SimpleNamespace(
+        getDeviceCount=count, driverGetVersion=lambda: 12080, runtimeGetVersion=lambda: 13000
+    )
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cupy = with_compiler(monkeypatch, runtime, (13, 2))
+    monkeypatch.setattr(cuda_runtime.importlib.util, "find_spec", lambda _: object())
+
+    def raises() -> bool:
+        raise RuntimeError("cudaErrorInsufficientDriver")
+
+    for available in (lambda: False, raises):
+        cupy.is_available = available  # type: ignore[attr-defined]
+        assert cuda_runtime.missing() == (
+            "a CUDA device: CuPy sees none (cudaErrorInsufficientDriver: CUDA driver version is "
+            "insufficient; the driver is for CUDA 12.8, CuPy for CUDA 13.0)"
+        )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    runtime.getDeviceCount, runtime.driverGetVersion = lambda: 0, lambda: 0
+    assert no_device(cupy) == (
+        "a CUDA device: CuPy sees none (CUDA counts 0; no driver is there, CuPy for CUDA 13.0; "
+        "CUDA_VISIBLE_DEVICES is '')"
+    )
 
 
 def with_compiler(
@@ -280,7 +309,7 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with_compiler(monkeypatch, of_cuda_12, RuntimeError('Failure finding "libnvrtc.so.13"'))
     assert cuda_runtime.missing() == (
         'NVRTC, the compiler of CUDA kernels (RuntimeError: Failure finding "libnvrtc.so.13"): '
-        "pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+        f"{INSTALL}"
     )
     assert cuda_runtime.compiler_note() is None
     with_compiler(monkeypatch, of_cuda_12, (13, 5))
@@ -710,7 +739,9 @@ def test_a_question_that_cannot_be_answered_says_why(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
     size = ["--rows", "64", "--columns", "48", "--folder", str(tmp_path)]
-    importlib.import_module("gpu_questions").main(["--only", "types", "damaged", *size])
+    with monkeypatch.context() as patched:  # not seen by the processes that are asked
+        patched.setattr(cuda_runtime, "missing", lambda: None)
+        importlib.import_module("gpu_questions").main(["--only", "types", "damaged", *size])
     assert "gpu_questions.json" in capsys.readouterr().out
     found = json.loads((tmp_path / "gpu_questions.json").read_text(encoding="utf-8"))
     assert set(found) == {"machine", "gpu", "answers"}
@@ -720,6 +751,17 @@ def test_a_question_that_cannot_be_answered_says_why(
             assert "error" not in answer
         else:
             assert re.match(r"\w+(Error|NotFound\w*): ", answer["error"]), answer["error"]
+
+
+def test_without_a_gpu_no_question_is_asked(
+    tmp_path: Path, questions: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left a file of errors behind, and said by its exit code that all was well."""
+    monkeypatch.setattr(cuda_runtime, "missing", lambda: "a CUDA device: CuPy sees none")
+    with pytest.raises(SystemExit, match="gpu_questions: missing a CUDA device") as stop:
+        questions.main(["--folder", str(tmp_path / "results")])
+    assert stop.value.code not in (0, None)
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.fixture

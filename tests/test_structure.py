@@ -14,7 +14,10 @@ import fastmammo
 import fastmammo.errors
 
 PACKAGE = Path(fastmammo.__file__).parent
-LADDER = ["errors", "dicom", "kernels", "decoding", "preprocess", "conversion", "report", "cli"]
+LADDER = [
+    *("errors", "dicom", "kernels", "decoding", "preprocess", "conversion", "training", "report"),
+    "cli",
+]
 ASIDE = {
     "testing": {"errors", "dicom", "testing"},
     "dali": {"errors", "dicom", "kernels", "decoding", "preprocess", "dali"},
@@ -70,6 +73,19 @@ def test_exports() -> None:
     assert callable(fastmammo.decode)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         fastmammo.nonsense  # noqa: B018
+
+
+def test_exports_of_the_trainer() -> None:
+    pytest.importorskip("torch")
+    import fastmammo.training as training
+
+    assert sorted(training.__all__) == sorted(training._HOMES) == sorted(dir(training))
+    for name in training.__all__:
+        assert (getattr(training, name).__doc__ or "").strip(), name
+    # a module of the same name would take the function's place once it is imported
+    assert not {path.stem for path in PACKAGE.glob("training/*.py")} & set(training.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        training.nonsense  # noqa: B018
 
 
 def test_public_names_have_docstrings() -> None:

@@ -16,7 +16,7 @@ from fastmammo.preprocess import Config
 from fastmammo.testing import phantom, write_dicom
 from fastmammo.training.image_table import table_of_images
 from fastmammo.training.images import ImagesConfig
-from fastmammo.training.predict import by_breast, predict
+from fastmammo.training.prediction import by_breast, predict
 from fastmammo.training.run import train
 from fastmammo.training.scored import read_scores
 from fastmammo.training.settings import Settings

@@ -122,7 +122,10 @@ def write_csv(
 
 
 def write_config(dst: str, journal: Journal, settings: dict[str, Any]) -> None:
-    """Write config.json: the settings that made DST, and the versions of what decodes."""
+    """Write config.json: the settings that decide DST's pixels, and what the last run was.
+
+    Versions are the last run's, as its device is: images of earlier runs are kept.
+    """
     versions = {name: version(name) for name in ("fastmammo", *_CODECS)}
     text = json.dumps({**settings, "versions": versions}, indent=2) + "\n"
     partial = os.path.join(journal.partial_folder, "config.json")

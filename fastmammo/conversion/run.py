@@ -65,7 +65,8 @@ def convert(
         config: what becomes of the pixels; `Config()` by default.
         options: how the run goes; `ConvertOptions()` by default.
         progress: called with (files done by this run, files this run has to do, failed, seconds).
-        note: called with a line on what is kept and what is done again, before the work.
+        note: called before the work with a line on what is kept and what is done again, and with
+            one that says why device "auto" is the CPU.
         preprocessor: "module:class" of what prepares an image, imported by each worker.
 
     Raises:
@@ -78,7 +79,7 @@ def convert(
     """
     from fastmammo.preprocess import Config
 
-    config = (config or Config()).resolved()
+    config, why = (config or Config()).resolved_why()
     if config.device == "cuda":
         cuda_runtime.require()
     options = options or ConvertOptions()
@@ -110,6 +111,7 @@ def convert(
         ) from error
     with journal:
         run = _Run(inputs, destination, config, options, journal, preprocessor, boxes)
+        run.device_reason = why
         try:
             return run.go(os.fspath(src), progress, note)
         except OSError as error:
@@ -148,11 +150,14 @@ class _Run:
         self.plan = Plan(dst, self.results, self.packed, self.settings, by_content)
         self.done = self.failed = self.ok = self.signal = 0
         self.fatal = ""
+        self.device_reason = ""
 
     def go(
         self, src: str, progress: Progress | None, note: Callable[[str], None] | None
     ) -> Summary:
         self._write_config(src)
+        if note is not None and self.device_reason:
+            note(f"device: {self.config.device} ({self.device_reason})")
         settled = self.plan.make(self.inputs)
         line = describe(self.plan.kept, self.plan.again, len(self.inputs))
         if note is not None and line:
@@ -228,7 +233,9 @@ class _Run:
             "format": self.options.format,
             "filters": [each.to_dict() for each in self.options.filters],
             "boxes": self.options.boxes,
-            "config": self.config.to_dict(),
+            "config": self.config.pixels_to_dict(),
+            # what earlier runs have made stays, whatever made it: each row has its decoder
+            "last_run": {"device": self.config.device, "strict": self.config.strict},
             "digest": self.config.digest(),
         }
         write_config(self.dst, self.journal, settings)
@@ -331,6 +338,8 @@ class _Run:
             seconds=round(seconds, 3),
             images_per_second=round(self.ok / seconds, 3) if seconds > 0 else 0.0,
             signal=self.signal,
+            device=self.config.device,
+            device_reason=self.device_reason,
             orphans=self.plan.orphans(self.inputs),
             boxes=self.box_outcomes,
             boxes_empty=0 if self.boxes is None else self.boxes.empty,

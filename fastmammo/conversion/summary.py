@@ -37,6 +37,10 @@ class Summary:
     """`converted`, divided by the run's time."""
     signal: int = 0
     """SIGINT or SIGTERM, if that ended the run early; else 0."""
+    device: str = "cpu"
+    """Where this run decodes and computes, "cpu" or "cuda"."""
+    device_reason: str = ""
+    """Why device "auto" was the CPU, or ""."""
     orphans: list[str] = field(default_factory=list)
     """Outputs in DST whose inputs this run did not find, or left out by its filters: they stay, in
     no manifest row."""
@@ -71,6 +75,8 @@ class Summary:
             f"{done}, {self.failed} failed, {self.skipped} skipped, of "
             f"{_count(self.files, 'file')} in {self.seconds:.1f} s{rate}"
         ]
+        if self.device_reason:
+            lines.append(f"device: {self.device} ({self.device_reason})")
         if self.again:
             lines.append(describe(self.kept, self.again, self.files))
         if self.merged_rows:

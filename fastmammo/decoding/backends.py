@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fastmammo.decoding import (
+    cuda_runtime,
     dali,
     imagecodecs,
     native,
@@ -83,6 +84,52 @@ PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
 }
 
 
+DEVICES = ("cpu", "cuda", "auto")
+
+
+def check_device(device: str) -> None:
+    """Refuse what is no device.
+
+    Raises:
+        ConfigError: the message says how to choose among several GPUs.
+    """
+    if device in DEVICES:
+        return
+    hint = ""
+    if isinstance(device, str) and device.startswith("cuda:"):
+        hint = f"; to take that GPU set CUDA_VISIBLE_DEVICES={device[5:]} and device to cuda"
+    raise ConfigError(f"device: got {device!r}, allowed are {', '.join(DEVICES)}{hint}")
+
+
+def resolve_device(device: str, backend: str = "auto") -> tuple[str, str]:
+    """Return the device that "auto" stands for here, and why it is the CPU where it is, else "".
+
+    Args:
+        device: "auto"; others are returned as they are.
+        backend: one of the GPU's wants the GPU, whatever the others lack.
+
+    Raises:
+        BackendUnavailableError: the backend is one of the GPU's and cannot be used; the message
+            says what is missing.
+        ConfigError: no such device.
+    """
+    check_device(device)
+    if device != "auto":
+        return device, ""
+    if backend in BACKENDS and BACKENDS[backend].DEVICE == "cuda":
+        if (need := BACKENDS[backend].missing()) is not None:
+            raise BackendUnavailableError(
+                f"backend {backend!r} decodes on a GPU, and device 'auto' finds none that it can "
+                f"use: missing {need}"
+            )
+        return "cuda", ""
+    need = nvjpeg2000.missing()
+    if need is None:
+        return "cuda", ""
+    # a device is told first: who has none looks for no library
+    return "cpu", f"auto: missing {cuda_runtime.missing() or need}"
+
+
 def choose(
     codestream: Codestream, *, device: str = "cpu", backend: str = "auto", levels: bool = False
 ) -> Backend:
@@ -121,5 +168,5 @@ def choose(
     kind = BackendUnavailableError if installable else UnsupportedSyntaxError
     raise kind(
         f"cannot decode {codestream.format} ({codestream.precision} bits) on {device}:"
-        + ("".join(lines) or " no backend of this package does; use device='cpu'")
+        + ("".join(lines) or " no backend of this package does; use device 'cpu'")
     )

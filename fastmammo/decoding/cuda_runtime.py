@@ -22,7 +22,7 @@ from fastmammo.errors import (
     DeviceError,
     DeviceMemoryError,
 )
-from fastmammo.kernels import INSTALL, on_device, to_host
+from fastmammo.kernels import INSTALL, has_device, no_device, on_device, to_host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -253,8 +253,8 @@ def missing() -> str | None:
         return f"a folder that CuPy can write to ({error}): name one in CUPY_CACHE_DIR, or set HOME"
     except Exception as error:
         return f"CuPy, which cannot be loaded ({_words(error)}): {INSTALL}"
-    if not cupy.is_available():
-        return "a CUDA device: CuPy sees none (nvidia-smi tells whether the driver does)"
+    if not has_device(cupy):
+        return no_device(cupy)
     return _compiler_missing(cupy)
 
 
@@ -304,7 +304,7 @@ def require() -> None:
     """
     if (reason := missing()) is not None:
         raise BackendUnavailableError(
-            f"device 'cuda' is missing {reason}; with device='auto' the CPU takes its place"
+            f"device 'cuda' is missing {reason}; device 'auto' takes the CPU where there is no GPU"
         )
 
 

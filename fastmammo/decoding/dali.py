@@ -44,6 +44,7 @@ from fastmammo.errors import (
     DeviceMemoryError,
     MismatchError,
 )
+from fastmammo.kernels import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -63,8 +64,6 @@ pyramid = None
 REMARK = "decoded by DALI, which does not say whether it did so on the GPU or on the CPU"
 """What the notes of each frame that it decoded say."""
 
-PIP = "pip install nvidia-dali-cuda130 (CUDA 12: nvidia-dali-cuda120)"
-
 _INPUT = "codestreams"
 
 _thread = threading.local()
@@ -77,7 +76,7 @@ def missing() -> str | None:
     except ModuleNotFoundError:  # not even the package nvidia
         found = None
     if found is None:
-        return with_twins(f"DALI: {PIP}", "dali")
+        return with_twins(f"DALI: {INSTALL}", "dali")
     try:
         nvidia_libraries.nvimgcodec()
     except BackendUnavailableError as error:
@@ -290,7 +289,8 @@ class Decoder:
         if bool((values == full).any()):
             return MismatchError(
                 f"DALI gave values that no stretch of {c.precision} bits to 0..{full} makes: this "
-                f"version does not stretch them as version 2 does; use another backend, or {PIP}"
+                "version does not stretch them as version 2 does; use another backend, or "
+                f"{INSTALL}"
             )
         return values
 

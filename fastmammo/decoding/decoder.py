@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.decoding import checks, cuda_runtime, dali, nvjpeg2000
-from fastmammo.decoding.backends import BACKENDS, Backend, choose
+from fastmammo.decoding.backends import BACKENDS, Backend, choose, resolve_device
 from fastmammo.decoding.checks import MAX_PIXELS
 from fastmammo.decoding.stored import stored_values
 from fastmammo.errors import (
@@ -66,8 +66,7 @@ class FrameDecoder:
 
         Others, Raises: see `decode`.
         """
-        if device not in ("cpu", "cuda"):
-            raise ConfigError(f"device {device!r}: allowed are cpu, cuda")
+        device, _ = resolve_device(device, backend)
         if device == "cuda":
             cuda_runtime.require()
         self.device = device
@@ -328,7 +327,8 @@ def decode(
 
     Args:
         mammogram: from `read`.
-        device: "cpu"; or "cuda", where the GPU decodes what it can and the CPU the rest.
+        device: "cpu"; "cuda", where the GPU decodes what it can and the CPU the rest; or "auto",
+            "cuda" where GPU, CuPy and nvJPEG2000 are there, else "cpu".
         backend: "auto" chooses by the codestream; or a name of `BACKENDS`.
         frame: index of the frame, from 0.
         level: 0 for every pixel; r for the low-pass band of the integer 5/3 wavelet transform

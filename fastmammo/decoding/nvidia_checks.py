@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.decoding import nvidia_libraries, nvjpeg2000
-from fastmammo.decoding.nvidia_libraries import PIP_NVIMGCODEC, dotted
+from fastmammo.decoding.nvidia_libraries import dotted
 from fastmammo.errors import BackendUnavailableError, DecodeError, UnsupportedSyntaxError
+from fastmammo.kernels import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,12 +69,12 @@ def _lacks(c: Codestream) -> str | None:
     try:
         if c.format in ("jpeg2000", "htj2k"):
             found = nvidia_libraries.companion("nvjpeg2k") is not None
-            return None if found else f"nvJPEG2000 is not installed: {PIP_NVIMGCODEC}"
+            return None if found else f"nvJPEG2000 is not installed: {INSTALL}"
         nvjpeg = nvidia_libraries.nvjpeg_version()
     except BackendUnavailableError:
         return None  # `missing` says so, and how to get it
     if nvjpeg is None:
-        return f"nvJPEG is not installed: {PIP_NVIMGCODEC}"
+        return f"nvJPEG is not installed: {INSTALL}"
     if c.format == "jpeg-lossless" and c.precision < 16 and nvjpeg < NVJPEG_FIXED:
         return (
             f"nvJPEG {dotted(nvjpeg)} decodes lossless JPEG of 9 to 15 bits to zeros; wanted "

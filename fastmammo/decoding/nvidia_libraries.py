@@ -15,16 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastmammo.decoding.once import once
 from fastmammo.errors import BackendUnavailableError
+from fastmammo.kernels import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NVIMGCODEC = (0, 9)
 """The (major, minor) version of nvImageCodec whose interface this package uses."""
-
-PIP_NVIMGCODEC = (
-    "pip install 'nvidia-nvimgcodec-cu13[all]>=0.9,<0.10' (CUDA 12: nvidia-nvimgcodec-cu12[all])"
-)
 
 _PROPERTIES = 3  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h
 
@@ -39,11 +36,11 @@ def nvimgcodec() -> Any:
     try:
         module = importlib.import_module("nvidia.nvimgcodec")
     except (ImportError, OSError) as error:
-        raise BackendUnavailableError(f"nvImageCodec ({error}): {PIP_NVIMGCODEC}") from error
+        raise BackendUnavailableError(f"nvImageCodec ({error}): {INSTALL}") from error
     found = str(module.__version__)
     if not found.startswith(f"{dotted(NVIMGCODEC)}."):
         raise BackendUnavailableError(
-            f"nvImageCodec {found} is installed, wanted {dotted(NVIMGCODEC)}: {PIP_NVIMGCODEC}"
+            f"nvImageCodec {found} is installed, wanted {dotted(NVIMGCODEC)}: {INSTALL}"
         )
     return module
 

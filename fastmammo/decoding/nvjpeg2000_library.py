@@ -22,6 +22,7 @@ from fastmammo.errors import (
     DeviceMemoryError,
     UnsupportedSyntaxError,
 )
+from fastmammo.kernels import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +152,7 @@ _ERRORS: dict[Status, tuple[type[DecodeError], str]] = {
     Status.EXECUTION_FAILED: (DeviceError, "the GPU did not carry out its work"),
     Status.ARCH_MISMATCH: (
         BackendUnavailableError,
-        "this GPU is too old for it; use device='cpu'",
+        "this GPU is too old for it; use device 'cpu'",
     ),
     Status.INTERNAL_ERROR: (DecodeError, "an error inside the library"),
     Status.IMPLEMENTATION_NOT_SUPPORTED: (
@@ -248,8 +249,7 @@ def find_library() -> Library:
             return library
         tried.append(f"{path}: version {'.'.join(map(str, library.release()))}")
     raise BackendUnavailableError(
-        "no usable nvJPEG2000 library (0.11 or newer): pip install nvidia-nvjpeg2k-cu12, or -cu13 "
-        f"for CUDA 13; tried {'; '.join(tried)}"
+        f"nvJPEG2000: no usable library (0.11 or newer): {INSTALL}; tried {'; '.join(tried)}"
     )
 
 

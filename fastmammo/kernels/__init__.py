@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,8 +10,40 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-INSTALL = "pip install 'fastmammo[cuda13]' (CUDA 12: fastmammo[cuda12])"
+INSTALL = "pip install 'fastmammo[cuda13]' (in a clone '.[cuda13]'; CUDA 12: cuda12)"
 """The command that brings CuPy, its compiler and NVIDIA's decoders."""
+
+
+def has_device(cupy: Any) -> bool:
+    """Whether CuPy sees a CUDA device; it starts the driver in this process."""
+    try:
+        return bool(cupy.is_available())
+    except Exception:  # some versions raise what CUDA says: `no_device` passes it on
+        return False
+
+
+def no_device(cupy: Any) -> str:
+    """Say, in CUDA's own words, that there is no device."""
+    words = []
+    try:
+        words.append(f"CUDA counts {cupy.cuda.runtime.getDeviceCount()}")
+    except Exception as error:  # of the runtime, or of CuPy's loader
+        words.append(" ".join(str(error).split())[:300])
+    try:
+        driver = int(cupy.cuda.runtime.driverGetVersion())
+        built = int(cupy.cuda.runtime.runtimeGetVersion())
+        has = f"the driver is for CUDA {dotted_cuda(driver)}" if driver else "no driver is there"
+        words.append(f"{has}, CuPy for CUDA {dotted_cuda(built)}")
+    except Exception as error:  # no word of it is better than another error in the place of this
+        words.append(f"its versions cannot be had ({type(error).__name__})")
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        words.append(f"CUDA_VISIBLE_DEVICES is {visible!r}")
+    return f"a CUDA device: CuPy sees none ({'; '.join(words)})"
+
+
+def dotted_cuda(version: int) -> str:
+    """Return CUDA's version as it is written: 12090 is 12.9."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def on_device(array: Any) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastmammo.errors import BackendUnavailableError, ConfigError
-from fastmammo.kernels import INSTALL, launches
+from fastmammo.kernels import INSTALL, has_device, launches, no_device
 from fastmammo.kernels.batch import BatchImage, check_images, check_output, meant_dtype
 
 if TYPE_CHECKING:
@@ -298,9 +298,6 @@ def _cupy() -> Any:
         import cupy
     except ImportError as error:
         raise BackendUnavailableError(f"the CUDA kernels need CuPy ({error}): {INSTALL}") from error
-    if not cupy.is_available():
-        raise BackendUnavailableError(
-            "the CUDA kernels need a CUDA device: CuPy sees none; nvidia-smi tells whether the "
-            "driver does"
-        )
+    if not has_device(cupy):
+        raise BackendUnavailableError(f"the CUDA kernels need {no_device(cupy)}")
     return cupy

@@ -73,7 +73,8 @@ class Config:
     device: str = _option(
         "cpu",
         "device that decodes and computes: cpu; cuda (a GPU, the CPU where it cannot); or auto: "
-        "cuda where GPU, CuPy and nvJPEG2000 are there, else cpu",
+        "cuda where GPU, CuPy and nvJPEG2000 are there, else cpu (the GPU path has not been run on "
+        "a GPU yet)",
         choices=("cpu", "cuda", "auto"),
         pixels=False,
     )
@@ -90,6 +91,9 @@ class Config:
                 f"size: got {self.size!r}, wanted (rows, columns), two whole numbers 1 to 16384"
             )
         object.__setattr__(self, "size", size)
+        from fastmammo.decoding.backends import check_device
+
+        check_device(self.device)
         for each in fields(self):
             value, choices = getattr(self, each.name), each.metadata["choices"]
             if choices and value not in choices:
@@ -122,33 +126,41 @@ class Config:
         on_gpu = self.backend != "auto" and BACKENDS[self.backend].DEVICE == "cuda"
         if self.device == "cpu" and on_gpu:
             raise ConfigError(
-                f"backend: got {self.backend!r}, which needs a GPU; set device='cuda' too"
+                f"backend: got {self.backend!r}, which needs a GPU; set device to cuda too"
             )
 
     def resolved(self) -> Config:
         """Return the settings with "auto" replaced by the device that there is.
 
         Raises:
-            ConfigError: the backend needs another device.
+            BackendUnavailableError: the backend is one of the GPU's, and there it cannot be used.
+        """
+        return self.resolved_why()[0]
+
+    def resolved_why(self) -> tuple[Config, str]:
+        """Return what `resolved` does, and why "auto" is the CPU where it is, else "".
+
+        Raises: see `resolved`.
         """
         if self.device != "auto":
-            return self
-        from fastmammo.decoding import nvjpeg2000
+            return self, ""
+        from fastmammo.decoding.backends import resolve_device
 
-        return replace(self, device="cpu" if nvjpeg2000.missing() else "cuda")
+        device, why = resolve_device(self.device, self.backend)
+        return replace(self, device=device), why
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values."""
         return {**asdict(self), "size": list(self.size)}
 
+    def pixels_to_dict(self) -> dict[str, Any]:
+        """Return the settings that decide the pixels as JSON-able values."""
+        values = self.to_dict()
+        return {f.name: values[f.name] for f in fields(self) if f.metadata["pixels"]}
+
     def digest(self) -> str:
         """Return 16 hex digits over everything that decides the pixels of an output."""
-        values = self.to_dict()
         # None is how it was before there was the setting: what was made then still counts
-        pixels = {
-            f.name: values[f.name]
-            for f in fields(self)
-            if f.metadata["pixels"] and values[f.name] is not None
-        }
+        pixels = {name: value for name, value in self.pixels_to_dict().items() if value is not None}
         text = json.dumps({"pixel_version": PIXEL_VERSION, **pixels}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import threading
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from fastmammo.kernels.gpu import DeviceTensor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from numpy.typing import NDArray
 
     from fastmammo.decoding.cuda_runtime import Stream
     from fastmammo.preprocess.config import Config
@@ -58,6 +61,14 @@ class Output:
         check_output(dtype, config.bits, scale, offset)
         if tensors not in ("auto", "torch", "cupy"):
             raise ConfigError(f"tensors: got {tensors!r}, allowed are auto, torch, cupy")
+        torchs = config.device == "cpu" and _wants_torch(tensors, dtype)
+        if torchs and importlib.util.find_spec("torch") is None:
+            field, value = ("tensors", tensors) if tensors == "torch" else ("dtype", dtype)
+            raise ConfigError(
+                f"{field}: got {value!r}, which on a CPU needs torch, and that is not installed. "
+                "Install it (pip install torch), or give dtype='float32'; tensors='cupy' gives "
+                "NumPy's arrays, with the bits of a bfloat16, which NumPy lacks, as uint16"
+            )
         budget = memory_budget_mb
         if budget is not None and (type(budget) is not int or budget < 1):
             raise ConfigError(f"memory_budget_mb: got {budget!r}, wanted 1 or more MiB, or None")
@@ -67,6 +78,25 @@ class Output:
     def host_dtype(self) -> np.dtype[Any]:
         """The NumPy type of a batch; bfloat16 is held as uint16 bit patterns."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+
+    def from_host(self, images: NDArray[Any]) -> Any:
+        """Return a batch that was made on the CPU, of `host_dtype`, as it was asked for.
+
+        Returns:
+            The array itself, or a torch tensor that shares its memory.
+        """
+        if not _wants_torch(self.tensors, self.dtype):
+            return images
+        import torch
+
+        if self.dtype == "bfloat16":
+            return torch.from_numpy(images.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(images)
+
+
+def _wants_torch(tensors: str, dtype: str) -> bool:
+    """Whether a batch on the CPU is torch's: where asked for, and where NumPy lacks the type."""
+    return tensors == "torch" or (tensors == "auto" and dtype == "bfloat16")
 
 
 class LevelBudget:

@@ -75,8 +75,9 @@ class Batch:
     images: Any
     """(N, 1, H, W) of the Preprocessor's `dtype`.
 
-    On the CPU NumPy's, bfloat16 as uint16 bit patterns. On a GPU a torch tensor or a CuPy array,
-    with bfloat16 as before; it may be used at once on the stream that was current at the call."""
+    On the CPU NumPy's, or a torch tensor: see `tensors` of `Preprocessor`. On a GPU a torch tensor
+    or a CuPy array; it may be used at once on the stream that was current at the call. NumPy and
+    CuPy lack bfloat16: theirs are its bit patterns, as uint16."""
     indices: tuple[int, ...]
     """For each image, the position of its source."""
     geometry: tuple[Geometry, ...]
@@ -105,17 +106,20 @@ class Preprocessor:
             let go of the GIL.
         on_error: "raise" the first failure, or "collect" failures in `Batch.failures`.
         dtype: of a batch: None for uint8 or uint16 by `bits`; or "float16", "bfloat16", "float32".
-        normalisation: (scale, offset) for float types: v becomes v * scale + offset, see
-            `kernels.floats.to_float`.
+        normalisation: (scale, offset) for float types: v becomes float32(v) * scale + offset, where
+            v is the value of the 8- or 16-bit image, 0 to 2^bits - 1. For values of 0 to 1, less a
+            mean, by a standard deviation: scale = 1 / ((2^bits - 1) * deviation), offset =
+            -mean / deviation. See `kernels.floats.to_float` on its rounding.
         tensors: of a batch on a GPU: "torch", "cupy", or "auto" for torch's where torch is loaded
-            and has CUDA. Both speak DLPack.
+            and has CUDA. Both speak DLPack. On a CPU: "torch", "cupy" for NumPy's, or "auto" for
+            NumPy's, but for bfloat16, which NumPy lacks, torch's (torch.bfloat16).
         memory_budget_mb: device memory, in MiB, that decoding and levels may take, by estimate,
             in all threads together; where it is short, fewer images are on the way and a batch is
             made in several parts. The batches' tensors come on top. None for no bound but the
             device's own.
 
     Raises:
-        ConfigError: a setting is not allowed.
+        ConfigError: a setting is not allowed; or on a CPU torch's tensors, without torch.
         BackendUnavailableError: device "cuda", and CuPy or a GPU is not there.
     """
 
@@ -188,7 +192,7 @@ class Preprocessor:
 
     def _on_cpu(
         self, listed: list[Source]
-    ) -> tuple[NDArray[Any], list[tuple[int, Prepared]], list[Failure]]:
+    ) -> tuple[Any, list[tuple[int, Prepared]], list[Failure]]:
         output = self.output
         images = np.empty((len(listed), 1, *self.config.size), output.host_dtype)
         kept: list[tuple[int, Prepared]] = []
@@ -206,7 +210,7 @@ class Preprocessor:
                 raise result
             else:
                 failures.append(Failure(index, _name(listed[index]), result))
-        return images[: len(kept)], kept, failures
+        return output.from_host(images[: len(kept)]), kept, failures
 
     def _attempt(self, source: Source) -> Prepared | Exception:
         try:

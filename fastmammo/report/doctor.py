@@ -22,6 +22,8 @@ from fastmammo.decoding import (
 from fastmammo.decoding.twins import twins
 from fastmammo.dicom import SYNTAXES, Codestream, read
 from fastmammo.errors import FastMammoError
+from fastmammo.report.gpu_parts import UNTRIED, gpu_parts, visible_devices
+from fastmammo.report.gpu_parts import lines as gpu_lines
 from fastmammo.report.references import low_pass
 from fastmammo.testing import can_encode
 
@@ -36,18 +38,18 @@ _PACKAGES = (
     "pillow",
     "torch",
     "timm",
-    "cupy-cuda12x",
     "cupy-cuda13x",
-    "nvidia-cuda-nvrtc-cu12",
+    "cupy-cuda12x",
     "nvidia-cuda-nvrtc",
-    "nvidia-cuda-runtime-cu12",
+    "nvidia-cuda-nvrtc-cu12",
     "nvidia-cuda-runtime",
-    "nvidia-nvjpeg2k-cu12",
+    "nvidia-cuda-runtime-cu12",
     "nvidia-nvjpeg2k-cu13",
-    "nvidia-nvimgcodec-cu12",
+    "nvidia-nvjpeg2k-cu12",
     "nvidia-nvimgcodec-cu13",
-    "nvidia-dali-cuda120",
+    "nvidia-nvimgcodec-cu12",
     "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
 )
 
 
@@ -55,7 +57,9 @@ def diagnose() -> dict[str, Any]:
     """Return device, versions, backends and what each makes of a test frame in each syntax.
 
     The GPU's backends are tried only where there is a CUDA device; "cuda" says what is lacking, and
-    the command that installs it. A cell is "exact" or "within 16 (lossy)" where the backend gave
+    the command that installs it, and of each part whether it is there and loads.
+
+    A cell is "exact" or "within 16 (lossy)" where the backend gave
     the test frame's values, and levels 1 to 3 where it decodes them; else the reason why not, or
     "exact, but ..." with what a GPU's levels lack, which are then not used. "ok" is False where no
     backend decodes one of the syntaxes.
@@ -100,8 +104,6 @@ def text(found: dict[str, Any]) -> str:
     lines = [
         f"fastmammo {found['fastmammo']}, Python {found['python']}, {found['platform']}",
         *(f"device {name}: {what}" for name, what in found["devices"].items()),
-        *(f"cuda lacks {need}" for need in found["cuda"]["missing"].values()),
-        *(f"cuda: {remark}" for remark in found["cuda"]["remarks"]),
         "packages: "
         + ", ".join(f"{name} {v}" for name, v in found["packages"].items() if v is not None),
         "not installed (optional): "
@@ -111,6 +113,8 @@ def text(found: dict[str, Any]) -> str:
             f"backend {name}: {b['version'] or 'missing: ' + b['missing']}"
             for name, b in found["backends"].items()
         ),
+        "",
+        *gpu_lines(found["cuda"]),
         "",
         "what each backend made of a test frame (* is the one that `auto` takes):",
     ]
@@ -126,7 +130,7 @@ def text(found: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Return the table of syntaxes and backends as Markdown."""
+    """Return the table of syntaxes and backends as Markdown, and below it the GPU's parts."""
     names = list(found["backends"])
     lines = [
         f"| transfer syntax | UID | {' | '.join(names)} |",
@@ -138,6 +142,8 @@ def markdown(found: dict[str, Any]) -> str:
             cell = "–" if row[name].startswith("does not decode") else row[name]
             cells.append(f"**{cell}**" if name == found["chosen"][uid] else cell)
         lines.append(f"| {found['syntaxes'][uid]} | {uid} | {' | '.join(cells)} |")
+    head, *parts = gpu_lines(found["cuda"])
+    lines += ["", head, "", *(f"- {part.strip()}" for part in parts)]
     return "\n".join(lines)
 
 
@@ -207,6 +213,7 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> int:
 
 def _cuda() -> dict[str, Any]:
     """Return the CUDA devices, what is missing for each part of the way on the GPU, and remarks."""
+    parts = gpu_parts()
     missing = {}
     if (need := cuda_runtime.missing()) is not None:
         missing["device"] = need
@@ -224,9 +231,16 @@ def _cuda() -> dict[str, Any]:
     for name, backend in BACKENDS.items():
         need = backend.missing() if backend.DEVICE == "cuda" else None
         if need is not None and need not in missing.values():  # a device they all lack
-            missing[name] = f"{name}: {need}"
+            missing[name] = need
     remarks = [each for each in (twins(), cuda_runtime.compiler_note()) if each]
-    return {"devices": devices, "missing": missing, "remarks": remarks}
+    return {
+        "devices": devices,
+        "parts": parts,
+        "missing": missing,
+        "remarks": remarks,
+        "cuda_visible_devices": visible_devices(),
+        "untried": UNTRIED,
+    }
 
 
 def _version(package: str) -> str | None:

@@ -27,8 +27,9 @@ def facts(path: str, config: Config, *, picture: str | None = None) -> dict[str,
         found["header"] = _header(mammogram)
         codestream = mammogram.codestream(config.frame)
         found["codestream"] = _codestream(codestream)
-        preprocessor = Preprocessor(config, workers=1)
-        device = preprocessor.config.device
+        resolved, why = config.resolved_why()
+        preprocessor = Preprocessor(resolved, workers=1)
+        device = resolved.device
         decoder = FrameDecoder(
             mammogram,
             device=device,
@@ -38,6 +39,8 @@ def facts(path: str, config: Config, *, picture: str | None = None) -> dict[str,
         )
         prepared = preprocessor.prepare(mammogram)
         found["plan"] = {
+            "device": device,
+            "device_reason": why,
             "decoder": prepared.record["decoder"],
             "codec_levels_that_serve": decoder.codec_levels,
             "level": prepared.geometry.level,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastmammo import __version__
 from fastmammo.conversion.inputs import Input, find_inputs
 from fastmammo.decoding import BACKENDS, cuda_runtime
+from fastmammo.decoding.backends import resolve_device
 from fastmammo.dicom import read
 from fastmammo.errors import ConfigError, ConvertError, FastMammoError, NotDicomError, NotImageError
 from fastmammo.report.difference import draw_difference
@@ -60,6 +61,8 @@ class Verification:
     limit: int
     device: str = "cpu"
     """"cuda" where the GPU's routes were verified too."""
+    device_reason: str = ""
+    """Why device "auto" was the CPU, or ""."""
 
     @property
     def lost(self) -> str:
@@ -107,6 +110,7 @@ class Verification:
                 if backend.DEVICE in ("cpu", self.device)
             },
             "device": self.device,
+            "device_reason": self.device_reason,
             "lost": self.lost,
             "src": self.src,
             "inputs": self.inputs,
@@ -130,6 +134,8 @@ class Verification:
                 lines.append(f"{file.path}: failed, {file.reason}: {file.message}")
         if self.lost:
             lines.append(f"CUDA failed; no route of the GPU was tried after that: {self.lost}")
+        if self.device_reason:
+            lines.append(f"device: {self.device} ({self.device_reason})")
         verified = self.count("ok") + self.count("differs")
         several = sum(file.frames > 1 for file in self.files)
         if several:
@@ -169,7 +175,8 @@ def verify(
             identical images.
         picture: folder for a picture of each difference; it is made if it is not there.
         image_root, path_column, follow_links: see `find_inputs`.
-        device: "cuda" for the routes of the GPU beside the CPU's.
+        device: "cuda" for the routes of the GPU beside the CPU's; "auto" for them where GPU, CuPy
+            and nvJPEG2000 are there.
         progress: called with (done, total, path) before each file.
 
     Raises:
@@ -181,8 +188,7 @@ def verify(
         raise ConfigError(f"limit: got {limit}, wanted a whole number from 0 (0 verifies all)")
     if len(size) != 2 or not all(1 <= each <= 16384 for each in size):
         raise ConfigError(f"size: got {size}, wanted (rows, columns), 1 to 16384 each")
-    if device not in ("cpu", "cuda"):
-        raise ConfigError(f"device: got {device!r}, allowed are cpu, cuda")
+    device, why = resolve_device(device)
     if device == "cuda":
         cuda_runtime.require()
     inputs = find_inputs(
@@ -215,7 +221,7 @@ def verify(
             "a DICOM image. Name a folder, a file, a list or a CSV of DICOM images"
         )
     files.sort(key=lambda each: each.path)
-    return Verification(os.fspath(src), len(inputs), tuple(files), limit, device)
+    return Verification(os.fspath(src), len(inputs), tuple(files), limit, device, why)
 
 
 def _strata(inputs: list[Input], limit: int) -> Iterator[list[Input]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from dataclasses import field as _field
+from dataclasses import fields
 from typing import Any
 
 from fastmammo.errors import ConfigError
@@ -31,9 +31,7 @@ def check_choices(config: Any) -> None:
             )
 
 
-def check_range(
-    config: Any, name: str, low: float, high: float, *, whole: bool = False
-) -> None:
+def check_range(config: Any, name: str, low: float, high: float, *, whole: bool = False) -> None:
     """Refuse a field that is not a number from low to high, both included.
 
     Raises:

@@ -216,7 +216,7 @@ def open_source(folder: str, config: Config | None) -> Source:
         own = settings.get("config", {})
         differing = [
             f"{name} {own.get(name)!r}, asked for {value!r}"
-            for name, value in config.to_dict().items()
+            for name, value in config.pixels_to_dict().items()
             if own.get(name) != value
         ]
         raise ConfigError(
