@@ -192,6 +192,41 @@ def test_calibration_by_hand() -> None:
     assert calibration_error(y, p, bins=2) == pytest.approx((0.2 * 2 + 0.2 * 2) / 4)
 
 
+def test_equal_scores_are_in_one_bin() -> None:
+    """The order of the rows, often sorted by label, must not tell."""
+    y = np.repeat([0.0, 1.0], [980, 20])
+    assert calibration_error(y, np.full(1000, 0.02)) == pytest.approx(0)
+    assert calibration_curve(y, np.full(1000, 0.02))["count"] == [1000]
+    p = np.round(np.random.default_rng(0).random(1000), 1)
+    order = np.random.default_rng(1).permutation(1000)
+    assert calibration_error(y, p) == pytest.approx(calibration_error(y[order], p[order]))
+    distinct = calibration_curve(y, np.linspace(0, 1, 1000))
+    assert distinct["count"] == [100] * 10
+    assert calibration_curve([], [])["count"] == []
+
+
+def test_curves_of_many_breasts_keep_their_steep_parts() -> None:
+    generator = np.random.default_rng(0)
+    cancer = (np.arange(20_000) < 400).astype(float)
+    score = 1 / (1 + np.exp(-(generator.normal(size=20_000) + 2 * cancer - 3)))
+    ids = [f"{i}" for i in range(20_000)]
+    frame = pd.DataFrame(
+        {"patient_id": ids, "prediction_id": ids, "cancer": cancer, "score": score}
+    )
+    curves = evaluate(frame, bootstrap=0)["curves"]
+    recall = np.array(curves["pr"]["recall"])
+    assert len(recall) <= 400
+    assert np.abs(np.diff(recall)).max() < 0.01
+    assert (recall[0], recall[-1]) == (1.0, 0.0)
+    assert np.trapezoid(curves["pr"]["precision"], -recall) == pytest.approx(
+        average_precision_score(cancer, score), abs=0.01
+    )
+    roc = curves["roc"]
+    assert np.trapezoid(roc["tpr"], roc["fpr"]) == pytest.approx(
+        roc_auc_score(cancer, score), abs=0.001
+    )
+
+
 def test_true_probabilities_are_calibrated() -> None:
     generator = np.random.default_rng(0)
     p = generator.random(50_000) ** 2

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-_VALUES_AT_ONCE = 4_000_000
-"""Weights held at a time: some 32 MB an array."""
+_VALUES_AT_ONCE = 500_000
+"""Weights held at a time: a dozen arrays of some 4 MB."""
 
 FIGURES = (
     "pf1",

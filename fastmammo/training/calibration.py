@@ -18,14 +18,22 @@ def calibration_curve(
     """Return mean score and share of positives in bins of (nearly) equal counts.
 
     With 2 % positives nearly all scores are small: bins of equal width would leave most empty.
+    Equal scores are in one bin, so that the order of the rows tells nothing.
 
     Returns:
-        mean_score, share, count: lists from the lowest scores up, `bins` long or as many as there
-        are values.
+        mean_score, share, count: lists from the lowest scores up, `bins` long, or fewer where
+        there are fewer distinct scores.
     """
     y, p = checked(labels, scores)
+    values, counts = np.unique(p, return_counts=True)
+    if not len(values):
+        return {"mean_score": [], "share": [], "count": []}
     order = np.argsort(p, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
+    ends = np.cumsum(counts)
+    # each bin goes on to the end of the run of equal scores that its wanted end falls into
+    wanted = np.arange(1, bins + 1) * len(p) / bins
+    cuts = np.unique(ends[np.searchsorted(ends, wanted - 1e-9)])
+    parts = np.split(order, cuts[:-1])
     return {
         "mean_score": [float(p[part].mean()) for part in parts],
         "share": [float(y[part].mean()) for part in parts],

@@ -236,15 +236,22 @@ def _curves(y: NDArray[np.float64], p: NDArray[np.float64]) -> dict[str, Any]:
     }
     if len(np.unique(y)) == 2:
         false_share, true_share, _ = roc_curve(y, p)
-        kept = _thinned(len(false_share))
+        kept = _thinned(false_share, true_share)
         found["roc"] = {"fpr": false_share[kept].tolist(), "tpr": true_share[kept].tolist()}
     if y.any():
         precision, recall, _ = precision_recall_curve(y, p)
-        kept = _thinned(len(recall))
+        kept = _thinned(recall, precision)
         found["pr"] = {"recall": recall[kept].tolist(), "precision": precision[kept].tolist()}
     return found
 
 
-def _thinned(count: int) -> NDArray[np.intp]:
-    """Positions of a curve's kept points, both ends among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, _POINTS)).round().astype(np.intp))
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Positions of a curve's kept points: some equally far from each other along it, both ends.
+
+    Not every so-manieth: nearly all points of a precision and recall curve lie where all are called
+    positive, and its first half has but one for each of a few hundred positives.
+    """
+    if len(x) <= _POINTS:
+        return np.arange(len(x))
+    along = np.append(0.0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))
+    return np.unique(np.searchsorted(along, np.linspace(0, along[-1], _POINTS)))
