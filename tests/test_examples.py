@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fastmammo.testing import write_dataset
+from fastmammo.testing import make_dataset, write_dataset
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -62,3 +62,20 @@ def test_convert_a_folder(
     load("convert_a_folder").main(str(files[0].parents[1]), str(tmp_path / "out"))
     out = capsys.readouterr().out
     assert out.count(" ok ") >= 4
+
+
+def test_own_training_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    import fastmammo
+
+    table = make_dataset(tmp_path / "set", patients=6, size=(96, 80), positive_share=0.5, workers=1)
+    fastmammo.convert(
+        tmp_path / "set" / "train_images",
+        tmp_path / "images",
+        config=fastmammo.Config(size=(64, 32)),
+        options=fastmammo.ConvertOptions(format="packed", workers=1),
+    )
+    load("own_training_loop").main(str(table), str(tmp_path / "images"), "resnet10t", epochs=1)
+    out = capsys.readouterr().out
+    assert "epoch 0: loss 0." in out
+    assert "ROC AUC by breast 0." in out
