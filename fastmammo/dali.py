@@ -342,9 +342,10 @@ def _its_gpu(device_id: int | None) -> Iterator[None]:
     except RuntimeError as error:
         if device_id is None:
             raise
+        words = " ".join(str(error).split())[:400].rstrip(".")
         raise BackendUnavailableError(
             f"device_id: got {device_id}, and DALI cannot make a pipeline on that GPU: "
-            f"{' '.join(str(error).split())[:400].rstrip('.')}. `fastmammo doctor` tells what is there; "
+            f"{words}. `fastmammo doctor` tells what is there; "
             "device_id=None needs no GPU"
         ) from error
 

@@ -637,7 +637,7 @@ def test_without_dali_it_says_what_to_install(
     files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
-    with pytest.raises(BackendUnavailableError, match=r"needs DALI .*pip install nvidia-dali-cuda"):
+    with pytest.raises(BackendUnavailableError, match=r"needs DALI .*pip install 'fastmammo"):
         fastmammo.dali.pipeline(files)
 
 
