@@ -170,6 +170,81 @@ def phantom() -> list[str]:
     ]
 
 
+def demo() -> list[str]:
+    """Return what the demo's model and what its baselines reach, by the phantoms' seed."""
+    result = load("demo")
+    names = ("model", "mean intensity", "breast area", "metadata")
+    rows = [
+        [str(run["seed"]), *(f"{run[name]:.3f}" for name in names), f"{run['seconds']:.0f}"]
+        for run in result["runs"]
+    ]
+    heads = ["phantoms' seed", "the model", *(f"{name} alone" for name in names[1:]), "seconds"]
+    counts = result["runs"][0]["counts"]
+    return [
+        *table(heads, rows),
+        "",
+        f"ROC AUC of {counts['breasts']} breasts, {counts['positive_breasts']} positive, out of 4 "
+        f"folds; {machine(result)}; `python bench/demo.py --save`.",
+    ]
+
+
+def balancing() -> list[str]:
+    """Return what each way of balancing reaches where positives are rare."""
+    result = load("balancing")
+    figures = {"auc": "ROC AUC", "sensitivity_at_90": "sensitivity at 90 % specificity"}
+    rows = [
+        [method, *(mean_and_ends(found[name]) for name in figures)]
+        for method, found in result["methods"].items()
+    ]
+    runs = result["runs"]
+    one = runs[0]
+    seeds = len({run["seed"] for run in runs})
+    return [
+        *table(["balance", *figures.values()], rows),
+        "",
+        f"Mean (lowest to highest) of {seeds} seeds; {one['training_images']:,} training images, "
+        f"{one['positive_training_images']} positive, {result['settings']['steps']} steps of 16; "
+        f"{one['test_breasts']} test breasts, {one['positive_test_breasts']} positive; "
+        f"{machine(result)}; `python bench/balancing.py --save`.",
+    ]
+
+
+def mean_and_ends(found: dict[str, float]) -> str:
+    """Return a mean, and the lowest and highest value behind it."""
+    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def training_data() -> list[str]:
+    """Return how fast the data path is beside the models, and how long they wait for it."""
+    result = load("training_data")
+    rows = []
+    for model, found in result["models"].items():
+        for source, epochs in found["training"].items():
+            alone = result["sources"][source]["data_alone_images_per_second"]
+            first, later = epochs[0], epochs[1:]
+            step = sorted(each["step_seconds"] for each in later)[len(later) // 2]
+            wait = max(each["wait_seconds_a_step"] for each in later)
+            rows.append(
+                [
+                    f"{model}, {source}",
+                    f"{alone[0]:.0f} / {max(alone[1:]):.0f}",
+                    f"{found['model_alone_images_per_second']:.1f}",
+                    f"{first['wait_share']:.1%}",
+                    f"{step:.2f} s",
+                    f"{wait * 1e3:.1f} ms ({max(each['wait_share'] for each in later):.2%})",
+                ]
+            )
+    heads = ["", "data alone, images/s: first / later epochs", "model alone, images/s"]
+    heads += ["wait, first epoch", "step, later", "wait a step, later epochs (most)"]
+    size = "x".join(map(str, result["settings"]["size"]))
+    return [
+        *table(heads, rows),
+        "",
+        f"{size}, batches of {result['settings']['batch']}, augmentation `standard`; "
+        f"{machine(result)}; `python bench/training_data.py --save`.",
+    ]
+
+
 def span(values: list[Any]) -> str:
     """Return a value, or the range of several; a dash where there is none."""
     known = [value for value in values if value is not None]
@@ -187,6 +262,9 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
     "roi": roi,
     "memory": memory,
     "phantom": phantom,
+    "demo": demo,
+    "balancing": balancing,
+    "training-data": training_data,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,9 @@ def test_train_cannot_run(
     monkeypatch.chdir(tmp_path)
     paths = [str(folder / "table.csv"), str(folder / "images")]
     for arguments, message in (
-        (["x.csv", paths[1], "r"], "x.csv"),
+        (["x.csv", paths[1], "r"], r"table: got 'x.csv', there is no such file; wanted a CSV"),
+        ([paths[1], paths[1], "r"], r"table: got .*images', is a folder; wanted a CSV"),
+        ([paths[0], "gone", "r"], "images: gone is no folder"),
         ([*paths, str(run), *SMALL], "is not empty: it holds"),
         ([*paths, "r", "--size", "64x32", "--bits", "16"], "--size, --bits: .* converted images"),
         ([*paths, "r", "--batch-size", "0"], "batch_size: got 0, allowed is"),
@@ -112,12 +115,108 @@ def test_train_cannot_run(
          "efficientnet_b0"),
     ):  # fmt: skip
         assert main(["train", *arguments, "--quiet"]) == 2, message
-        error = capsys.readouterr().err
+        error = capsys.readouterr().err.splitlines()[-1]  # notes may come before it
         assert error.startswith("fastmammo train: ")
         assert re.search(message, error), error
+
+
+def test_what_is_not_understood_is_said_in_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """The message is not buried under the options: usage, and what is wrong."""
+    predict = ["predict", "run", "images", "--out", "o"]
+    for arguments, message in (
+        (["train", "t", "s", "r", "--balance", "both"], "invalid choice: 'both'"),
+        (["train", "t", "s", "r", "--epoch-count", "3"], "not understood: --epoch-count 3"),
+        ([*predict, "--binarise", "0.5"], "error: --binarise takes no value, got '0.5'"),
+        (["predict", "run", "images"], "the following arguments are required: --out"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        usage, error = capsys.readouterr().err.splitlines()
+        assert message in error
+        assert usage.startswith(f"usage: fastmammo {arguments[0]} [options] ")
+    assert usage.endswith("[options] run [run ...] source --out FOLDER")
+
+
+def test_help_shows_first_what_a_first_run_needs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["train", *paths, "r", "--balance", "both"])
-    assert "invalid choice: 'both'" in capsys.readouterr().err
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert out.startswith("usage: fastmammo train [options] table source run\n")
+    first = out.partition("for a first run:")[2].partition("\n\n")[0]
+    flags = re.findall(r"^  (--[a-z-]+)", first, re.MULTILINE)
+    wanted = ["model", "size", "epochs", "lr", "batch-size", "balance", "resume", "fold"]
+    assert flags == [f"--{name}" for name in wanted]
+    rest = out.partition("for a first run:")[2].partition("\n\n")[2]
+    assert not set(flags) & set(re.findall(r"^  (--[a-z-]+)", rest, re.MULTILINE))
+    assert "--report, --no-report" in out
+    assert out.count("\n  fastmammo train train.csv images run ") == 2
+
+
+def test_ctrl_c_says_what_is_kept(
+    folder: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastmammo.training.run.train", stop)
+    paths = [str(folder / "table.csv"), str(folder / "images")]
+    assert main(["train", *paths, str(run), *SMALL]) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        f"kept: epoch 1 of {run / 'fold0'}",
+        f"kept: epoch 1 of {run / 'fold1'}",
+        "go on by the same command with --resume",
+        "fastmammo train: interrupted",
+    ]
+    assert main(["train", *paths, str(tmp_path / "new"), *SMALL]) == 130
+    assert "no epoch was finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["explore", "gone.csv"], "table: got 'gone.csv', there is no such file"),
+        (["split", "gone.csv", "out.csv"], "table: got 'gone.csv', there is no such file"),
+        (["evaluate", "gone.csv"], "scores: got 'gone.csv', there is no such file"),
+        (["train", "gone.csv", "images", "run"], "table: got 'gone.csv'"),
+        (["compare", "gone.csv", "images", "out", "--models", "a,b"], "table: got 'gone.csv'"),
+        (["predict", "run", "gone", "--out", "out"], "images: gone is no folder"),
+        (["train", "--help"], ""),
+        (["explore", "table.csv"], ""),
+        (["split", "table.csv", "out.csv", "--folds", "2"], ""),
+    ],
+)
+def test_what_needs_no_network_does_not_wait_for_torch(
+    arguments: list[str], message: str, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "table.csv", tmp_path / "table.csv")
+    code = (
+        "import sys; from fastmammo.cli import main\n"
+        f"try: result = main({arguments!r})\n"
+        "except SystemExit as stop: result = stop.code\n"
+        "assert not {'torch', 'timm', 'lightning_fabric'} & set(sys.modules)\n"
+        "sys.exit(result)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert done.returncode == (2 if message else 0), done.stderr
+    assert message in done.stderr
+
+
+def test_quiet_keeps_notes(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pd.read_csv(folder / "table.csv", dtype=str)
+    rows.loc[0, "cancer"] = "0"  # the other view of the breast stays positive
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    arguments = ["explore", str(tmp_path / "t.csv"), "--out", str(tmp_path / "p.html"), "--quiet"]
+    assert main([*arguments, "--mixed-breasts", "any"]) == 0
+    assert "both labels" in capsys.readouterr().err
 
 
 def test_settings_of_dicoms(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +228,8 @@ def test_settings_of_dicoms(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
         raise ConfigError("stop")
 
     monkeypatch.setattr("fastmammo.training.run.train", stop)
-    arguments = ["train", "t.csv", str(tmp_path), "r", "--quiet"]
+    table = str(folder / "table.csv")
+    arguments = ["train", table, str(tmp_path), "r", "--quiet"]
     assert main([*arguments, "--size", "64x32", "--flip", "left", "--device", "cpu"]) == 2
     assert main(arguments) == 2
     assert seen[0].preprocess == Config(size=(64, 32), flip="left", device="cpu")
@@ -158,7 +258,7 @@ def test_predict_and_evaluate(
     assert main(["predict", str(run), str(run), images, "--out", str(out), "--flip"]) == 0
     printed = capsys.readouterr()
     assert "48 images of 24 breasts" in printed.out
-    assert "its models have seen them" in printed.err
+    assert "its models were trained on" in printed.err
     scores = out / "scores.csv"
     assert list(pd.read_csv(out / "submission.csv")) == ["prediction_id", "cancer"]
     assert main(["evaluate", str(scores)]) == 2
@@ -173,6 +273,8 @@ def test_predict_and_evaluate(
     assert measured["breast"] == json.loads((run / "metrics.json").read_text())["breast"]
     assert main(["predict", str(folder), images, "--out", str(out)]) == 2
     assert "is no run folder" in capsys.readouterr().err
+    assert main(["predict", str(run), images, "--out", str(out), "--batch-size", "0"]) == 2
+    assert "batch_size: got 0, wanted 1 or more" in capsys.readouterr().err
 
 
 def test_explore(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +368,7 @@ def test_progress_tells_lines_where_there_is_no_terminal(
         {"event": "scored", "fold": 0, "metrics": {"auc": None}},
         {"event": "model", "run": "r", "fold": 0, "done": 1, "total": 1},
         {"event": "images", "done": 1, "total": 1},
+        {"event": "comparison", "model": "m"},
         {"event": "of a later version"},
     ]
     for quiet in (True, False):
@@ -275,7 +378,7 @@ def test_progress_tells_lines_where_there_is_no_terminal(
             progress.note("a note")
         lines = capsys.readouterr().err.splitlines()
         told = ["fold 0: 3 images to train on, 1 held out, 2 epochs to go", "fold 0 scored"]
-        assert lines == ([] if quiet else [*told, "a note"])
+        assert lines == (["a note"] if quiet else [*told, "model m", "a note"])
 
 
 def test_progress_on_a_terminal(

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ import pytest
 from PIL import Image
 from training_runs import make_set, small
 
-from fastmammo.errors import CheckpointError, ConfigError, TableError
+from fastmammo.errors import CheckpointError, ConfigError, ModelError, TableError, WeightsError
 from fastmammo.report import charts
 from fastmammo.report.cases import choose, load_cases
-from fastmammo.report.compare import compare_models
+from fastmammo.report.compare import _page, compare_models
 from fastmammo.report.evaluation import evaluate_scores
 from fastmammo.report.explore import explore
+from fastmammo.report.gallery import Case, _on_breast, gallery, single_gallery
 from fastmammo.report.html import Markup, bars, element, number, page, table
 from fastmammo.report.scores import text
 from fastmammo.report.training import write_report
@@ -112,7 +114,7 @@ def test_a_report_holds_everything_and_needs_nothing(run: Path) -> None:
     for title in (
         *("How it learnt", "How well it tells cancer", "In figures, at the chosen threshold"),
         *("Can a score be read as a probability?", "Sites and machines", "Folds"),
-        *("False alarms", "Misses", "Hits", "Time, and waiting for data", "All settings"),
+        *("Images to look at", "Time, and waiting for data", "All settings"),
     ):
         assert title in shown, title
     assert f"{metrics['breast']['auc']:.3f}" in shown
@@ -122,9 +124,17 @@ def test_a_report_holds_everything_and_needs_nothing(run: Path) -> None:
     for count, kind in ((tn, "good"), (fp, "bad"), (fn, "bad"), (tp, "good")):
         assert f'<td class="{kind}">{count}</td>' in source
     assert "small_cnn" in shown
-    # seven charts; six images of each kind, each with its heat map
+    assert "pretrained" not in shown  # small_cnn has no such weights
+    # each breast that counts as wrong or right stands under its title, once
+    titles = {"False alarms": fp, "Misses": fn, "Found cancers": tp}
+    assert (fn == 0) == ("Lowest-scored cancers" in shown)
+    assert all((title in shown) == (count > 0) for title, count in titles.items())
+    oof = pd.read_csv(run / "oof.csv", dtype={"patient_id": str, "image_id": str})
+    chosen = choose(oof, 6, metrics["threshold"], metrics["reduce"])
+    count = sum(map(len, chosen.values()))
+    # seven charts; the chosen breasts, each with its heat map
     assert len([each for each in found.images if each.startswith("data:image/svg")]) == 7
-    assert len([each for each in found.images if each.startswith("data:image/png")]) == 2 * 3 * 6
+    assert len([each for each in found.images if each.startswith("data:image/png")]) == 2 * count
     for each in found.images:
         data = base64.b64decode(each.partition(",")[2])
         if each.startswith("data:image/png"):
@@ -181,7 +191,7 @@ def test_a_report_of_one_fold_of_breasts_with_boxes(folder: Path, tmp_path: Path
     table_ = pd.read_csv(path / "table.csv", dtype={"patient_id": str, "image_id": str})
     notes: list[str] = []
     cases = load_cases(opened, table_, choose(oof, 1), notes)
-    case = cases["hits"][0]
+    case = cases["highest positives"][0]
     assert notes == []
     assert case.roi == (2, 0, 30, 12)
     assert case.lesions == [(8, 4, 16, 10)]
@@ -199,7 +209,7 @@ def test_a_report_of_the_two_stage_model(folder: Path, tmp_path: Path) -> None:
     assert "What image and metadata tell alone" in words
     assert "Metadata betrays the site" in words
     assert "No heat maps: the scores are a logistic regression's" in words
-    assert "False alarms" in words
+    assert "Images to look at" in words
 
 
 def scored(**columns: Any) -> pd.DataFrame:
@@ -213,10 +223,59 @@ def scored(**columns: Any) -> pd.DataFrame:
     return pd.DataFrame({**frame, **columns})
 
 
-def test_what_is_chosen_to_look_at() -> None:
-    chosen = {name: list(rows["image_id"]) for name, rows in choose(scored(), 2).items()}
-    # of breast 1_L its better view, also where it counts as missed
-    assert chosen == {"false alarms": ["f", "c"], "misses": ["e", "b"], "hits": ["b", "e"]}
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        # breasts: cancers 1_L 0.4, 3_L 0.3; negatives 3_R 0.95, 2_L 0.9, 2_R 0.1
+        (0.35, {"false alarms": "fc", "misses": "e", "hits": "b"}),
+        (0.92, {"false alarms": "f", "misses": "eb"}),
+        (0.3, {"false alarms": "fc", "lowest positives": "e", "hits": "b"}),
+        (0.96, {"highest negatives": "fcd", "misses": "eb"}),
+        (None, {"highest negatives": "fcd", "lowest positives": "e", "highest positives": "b"}),
+    ],
+)
+def test_what_is_chosen_to_look_at(threshold: float | None, expected: dict[str, str]) -> None:
+    """By the breast's score, on the threshold's side; of each breast its better view, once."""
+    chosen = choose(scored(), 3, threshold)
+    assert {name: "".join(rows["image_id"]) for name, rows in chosen.items()} == expected
+    rows = pd.concat(chosen.values()).set_index("image_id")
+    assert rows.index.is_unique
+    assert rows["breast_score"]["b"] == pytest.approx(0.4)
+    assert rows["score"]["b"] == 0.6
+    called = [None if threshold is None else bool(v >= threshold) for v in rows["breast_score"]]
+    assert list(rows["called"]) == called
+
+
+def test_a_caption_tells_breast_and_image() -> None:
+    row = {
+        **{"image_id": "b", "patient_id": "1", "cancer": 1, "score": 0.6, "breast_score": 0.4},
+        **{"called": False, "laterality": "L", "view": "CC", "machine_id": "49"},
+    }
+    image = np.zeros((8, 8), np.uint8)
+    drawn = gallery([Case(row, image)])
+    assert "<b>breast 0.400</b> · called negative · cancer · 1 L CC" in drawn
+    assert "image b · its own score 0.600 · machine 49" in drawn
+    assert "<span>no cancer · machine 49</span>" in single_gallery(
+        [Case({**row, "cancer": 0}, image)]
+    )
+
+
+def test_no_heat_in_the_air() -> None:
+    """A heat map that is highest in the background shows the breast alone, holes and all."""
+    image = np.full((64, 48), 20, np.uint8)  # air need not be 0
+    image[10:50, 5:30] = 90
+    image[20:24, 12:16] = 20  # a dark spot of the breast is no air
+    heat = np.ones((64, 48), np.float32)
+    heat[10:50, 5:30] = 0.25
+    shown = _on_breast(Case({}, image, heat))
+    assert (shown[image == 90] == 1).all()
+    assert (shown[20:24, 12:16] == 1).all()
+    outside = np.ones_like(shown, bool)
+    outside[10:50, 5:30] = False
+    assert not shown[outside].any()
+    cropped = _on_breast(Case({}, image, heat, roi=(0, 0, 30, 48)))
+    assert not cropped[30:].any()
+    assert cropped[10:30, 5:30].all()
 
 
 # ---------------------------------------------------------------- evaluate
@@ -320,6 +379,18 @@ def test_models_are_compared(folder: Path, tmp_path: Path) -> None:
     assert {each.name for each in (tmp_path / "c").iterdir()} == {
         *("small__b_", "smaller", "compare.html", "compare.json"),
     }
+    assert "6 positive patients: too few to tell models apart" in found.text()
+    assert "too few to tell models apart" in words_of(found.page)
+    pairs = {"smaller": {"auc": {"difference": -0.1, "interval": [-0.2, -0.05]}}}
+    for count, marked in ((19, False), (20, True)):
+        few = replace(found, differences=pairs, positive_patients=count)
+        assert (few.caveat == "") == marked == ("differs</td>" in _page(few, settings))
+    wrong = {"small": small(epochs=1), "other": small(model="small_cn")}
+    for other in (small(model="small_cn"), small(model="efficientnet_small", weights="gone.pth")):
+        wrong["other"] = other
+        with pytest.raises((ModelError, WeightsError), match=r"small_cn|gone\.pth"):
+            compare_models(folder / "table.csv", folder / "images", tmp_path / "w", wrong)
+        assert not (tmp_path / "w").exists()
     for names in (["a"], ["a/b", "a_b"]):
         with pytest.raises(ConfigError, match="wanted two or more, with names that differ"):
             compare_models("", "", tmp_path, dict.fromkeys(names, small()))
@@ -363,6 +434,15 @@ def test_a_table_without_labels_or_images_is_explored(folder: Path, tmp_path: Pa
     assert "of these" not in words_of(tmp_path / "a.html")
     found = explore(path, tmp_path / "gone", tmp_path / "b.html")
     assert any("No examples: " in line for line in found.notes) or found.counts["images"] == 48
+    found = explore(folder / "table.csv", tmp_path / "gone", tmp_path / "c.html")
+    other = rows.assign(image_id="other" + rows["image_id"])
+    other.to_csv(path, index=False)
+    found = explore(path, folder / "images", tmp_path / "d.html", examples=1)
+    assert found.notes[-1].startswith("No examples: none of the table's 48 rows has an image in ")
+    assert found.notes[-1].endswith("this table does not belong to that folder")
+    pd.concat((rows, other[:3])).to_csv(path, index=False)
+    found = explore(path, folder / "images", tmp_path / "d.html", examples=1)
+    assert "3 of the table's 51 rows have no image in" in found.notes[-1]
     found = explore(folder / "table.csv", tmp_path / "gone", tmp_path / "c.html")
     assert "No examples: images: " in found.notes[-1]
     assert "gone is no folder" in words_of(tmp_path / "c.html")

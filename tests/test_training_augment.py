@@ -238,18 +238,49 @@ def test_noise_has_the_spread_that_was_drawn() -> None:
     assert np.allclose(out.mean((1, 2, 3)), 0.5, atol=0.01)
 
 
-def test_cut_out_is_one_black_rectangle() -> None:
+def test_cut_out_is_one_rectangle_of_air() -> None:
     images = torch.ones(32, 1, 40, 30)
+    images[:, :, 0, 0] = 0.25
     out = augmented(AugmentConfig("none", cut_out_share=1.0, cut_out=0.5), images, list(range(32)))
     shares = []
     for page in out[:, 0].numpy():
-        y, x = np.nonzero(page == 0)
-        assert (page[page != 0] == 1).all()
+        page[0, 0] = page[0, 1]
+        y, x = np.nonzero(page == 0.25)
+        assert (page[page != 0.25] == 1).all()
         assert len(y) == (np.ptp(y) + 1) * (np.ptp(x) + 1)
         assert np.ptp(y) + 1 <= 0.5 * 40 + 2
         assert np.ptp(x) + 1 <= 0.5 * 30 + 2
         shares.append(len(y) / 1200)
     assert len(set(shares)) > 10
+
+
+@pytest.mark.parametrize("value", [0.0, 20 / 255, 1.0])
+def test_air_that_is_not_black_gets_no_wedges_and_no_hole(value: float) -> None:
+    """A SIGMOID window leaves air at 20 of 255: what an affine uncovers is to be as bright."""
+    config = AugmentConfig(
+        "none",
+        flip_horizontal=0.5,
+        **{"affine_share": 1.0, "rotation": 45.0, "zoom": 0.3, "shear": 8.0, "shift": 0.3},
+        **{"cut_out_share": 1.0, "cut_out": 0.5},
+    )
+    flat = torch.full((16, 1, 40, 30), value)
+    assert torch.equal(augmented(config, flat, list(range(16))), flat)
+    shown = pictures(16) * (1 - value) + value
+    out = augmented(config, shown, list(range(16)))
+    assert (out >= shown.amin((2, 3), keepdim=True) - 1e-6).all()
+    assert (out <= 1).all()
+
+
+def test_images_flipped_to_one_side_are_mirrored_only_where_asked_for() -> None:
+    preset = AugmentConfig("standard")
+    for config in ({}, {"flip": "none"}):
+        assert preset.of_images(config) == (preset, "")
+    found, line = preset.of_images({"flip": "left"})
+    assert found.values() == {**preset.values(), "flip_horizontal": 0.0}
+    assert "the breast is at the left: augment=standard mirrors none" in line
+    asked = AugmentConfig("standard", flip_horizontal=0.5)
+    assert asked.of_images({"flip": "left"}) == (asked, "")
+    assert AugmentConfig("none").of_images({"flip": "left"})[1] == ""
 
 
 def test_shares_are_the_shares_of_the_images() -> None:

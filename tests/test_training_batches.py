@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastmammo.errors import TableError
 from fastmammo.training.augment import Augmentation, AugmentConfig
-from fastmammo.training.batches import Batches, _occurrence
+from fastmammo.training.batches import Batches
+from fastmammo.training.permutations import occurrences
+from fastmammo.training.sampler import BalancedBatches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -142,10 +145,69 @@ def test_an_image_that_an_epoch_shows_again_is_another_picture() -> None:
     assert drawn() == drawn()
 
 
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_a_positive_twice_in_a_global_batch_is_two_pictures_in_every_layout(
+    ranks: int, accumulate: int
+) -> None:
+    pages = Pages(12)
+    labels = np.array([1.0] * 2 + [0.0] * 10)
+    augment = Augmentation(AugmentConfig("none", noise_share=1.0, noise=0.5))
+
+    def drawn(ranks: int, accumulate: int) -> list[list[tuple[int, bytes]]]:
+        """The pictures of each optimiser step, of all ranks together."""
+        steps: list[list[tuple[int, bytes]]] = []
+        for rank in range(ranks):
+            sampler = BalancedBatches(
+                *(labels, 8),
+                **{"positive_share": 0.5, "seed": 1, "rank": rank, "ranks": ranks},
+                accumulate=accumulate,
+            )
+            given = {"rows": np.arange(12), "labels": labels, "augment": augment}
+            batches = Batches(pages, sampler=sampler, **given)  # type: ignore[arg-type]
+            for index, batch in enumerate(batches.epoch(0)):
+                while len(steps) <= index // accumulate:
+                    steps.append([])
+                for row, page in zip(batch.rows, batch.images, strict=True):
+                    steps[index // accumulate].append((int(row), page.numpy().tobytes()))
+        return [sorted(each) for each in steps]
+
+    whole = drawn(1, 1)
+    assert drawn(ranks, accumulate) == whole
+    for step in whole:
+        assert sum(row < 2 for row, _ in step) == 4  # two positives, each of them twice
+        assert len(set(step)) == 8
+
+
+def test_a_unit_without_images_is_refused() -> None:
+    units = [np.array([1]), np.empty(0, np.int64)]
+    with pytest.raises(TableError, match="unit 1 has no image, wanted one or more"):
+        list(batches_of(Pages(4), [[0, 1]], units=units, labels=np.zeros(2)).epoch(0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_later_epochs_take_no_more_memory() -> None:
+    pages = Pages(64)
+    pages.pages = pages.pages.repeat(1, 1, 64, 64).cuda()
+    pages.fetch = lambda rows: pages.pages[torch.from_numpy(rows).cuda()]  # type: ignore[method-assign]
+    augment = Augmentation(AugmentConfig("standard"))
+    shown = [list(range(first, first + 16)) for first in range(0, 48, 16)]
+    batches = batches_of(pages, shown, augment=augment, device="cuda", seed=1)
+    validation = batches_of(pages, shown, device="cuda")
+    reserved = []
+    for _ in range(6):
+        for each in (batches, validation):
+            for batch in each.epoch(0):
+                batch.images.sum()
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert len(set(reserved[1:])) == 1
+
+
 def test_occurrences_count_from_the_front() -> None:
-    assert _occurrence(np.array([5, 2, 5, 5, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
-    assert _occurrence(np.array([3])).tolist() == [0]
-    assert _occurrence(np.arange(0)).tolist() == []
+    assert occurrences(np.array([5, 2, 5, 5, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
+    assert occurrences(np.array([3])).tolist() == [0]
+    assert occurrences(np.arange(0)).tolist() == []
 
 
 def test_batches_are_made_ahead_but_not_without_bound() -> None:

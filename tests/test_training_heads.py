@@ -121,6 +121,25 @@ def test_groups_that_are_no_groups(groups: list[int], match: str) -> None:
         build(multiview="max")(images(3), torch.tensor(groups))
 
 
+@pytest.mark.parametrize("pooling", ["max", "attention"])
+def test_groups_whose_number_is_known_are_not_looked_at(pooling: str) -> None:
+    """Looking at them, the host would wait for the GPU at every step."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class NoLook(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            assert "_local_scalar_dense" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    model = build(multiview=pooling).eval()
+    groups = torch.tensor([0, 1, 1])
+    with torch.no_grad():
+        wanted = model(images(3), groups)["cancer"]
+        with NoLook():
+            found = model(images(3), groups, 2)["cancer"]
+    assert torch.equal(found, wanted)
+
+
 def test_a_multi_view_model_wants_groups() -> None:
     with pytest.raises(ModelError, match="a multi-view model needs groups"):
         build(multiview="attention")(images(3))

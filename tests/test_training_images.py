@@ -23,6 +23,7 @@ from fastmammo.training import storage
 from fastmammo.training.images import Images, ImagesConfig, open_images
 from fastmammo.training.join import Candidate, join
 from fastmammo.training.sources import DicomSource
+from fastmammo.training.storage import in_memory
 from fastmammo.training.store import FileStore, TensorStore
 
 if TYPE_CHECKING:
@@ -269,6 +270,127 @@ def test_the_checksum_is_written_after_the_pixels(
     )
     assert torch.equal(store.get(np.array([0, 1]), torch.device("cpu"))[:, 0], page.flip(0))
     store.close()
+
+
+@pytest.mark.parametrize("choice", ["auto", "ram", "memmap"])
+def test_decoded_images_are_kept_where_the_run_writes(
+    tmp_path: Path,
+    dicoms: Path,
+    table: pd.DataFrame,
+    wanted: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str,
+) -> None:
+    notes: list[str] = []
+    more = {"config": CONFIG, "scratch": tmp_path / "cache", "note": notes.append}
+    options = ImagesConfig(storage=choice)
+    with open_images(dicoms, table, options, **more) as images:  # type: ignore[arg-type]
+        images.fetch(np.arange(4))
+        with pytest.raises(TableError, match="was asked for"):
+            images.fetch(np.array([9]))
+    assert f"decoded images are kept in {tmp_path / 'cache'} until every fold is scored" in notes
+    asked: list[int] = []
+    load = DicomSource.load
+    monkeypatch.setattr(
+        DicomSource, "load", lambda self, files: asked.extend(files) or load(self, files)
+    )
+    with open_images(dicoms, table, options, **more) as images:  # type: ignore[arg-type]
+        check(images, wanted)
+    assert len(asked) == 2  # the two that nobody had asked for
+
+
+def test_a_run_goes_on_where_decoded_images_cannot_be_kept(
+    tmp_path: Path, dicoms: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    more = {"config": CONFIG, "scratch": tmp_path, "note": notes.append}
+    ram = ImagesConfig(storage="ram")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with open_images(dicoms, table, ram, **more) as images, monkeypatch.context() as patch:  # type: ignore[arg-type]
+        patch.setattr(os, "pwrite", full)
+        images.fetch(np.arange(2))
+        images.fetch(np.arange(4))
+    assert sum("no longer kept for a run that goes on" in line for line in notes) == 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    with open_images(dicoms, table, ram, **more) as images:  # type: ignore[arg-type]
+        images.fetch(np.arange(2))
+    assert any("a run that goes on decodes anew" in line for line in notes)
+
+
+def test_all_files_that_cannot_be_decoded_are_told_together(
+    tmp_path: Path, dicoms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "dicoms"
+    shutil.copytree(dicoms, folder)
+    broken = sorted(folder.glob("*/*.dcm"))[0]
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    every = table_of(sorted(folder.glob("*/*.dcm")))
+    more = {"config": CONFIG, "scratch": tmp_path / "cache"}
+    last = np.array([6])
+    with (
+        open_images(folder, every, **more) as images,  # type: ignore[arg-type]
+        pytest.raises(TableError) as e,
+        images.all_failures(),
+    ):
+        images.fetch(last)
+    text = str(e.value)
+    assert "2 of the table's 7 rows have no image" in text
+    assert broken.name in text
+    assert "999.dcm" in text
+    assert f"a new run with image_cache={tmp_path / 'cache'} and missing=drop" in text
+    # as it says: all that could be decoded is found
+    asked: list[int] = []
+    load = DicomSource.load
+    monkeypatch.setattr(
+        DicomSource, "load", lambda self, files: asked.extend(files) or load(self, files)
+    )
+    again = ImagesConfig(image_cache=str(tmp_path / "cache"), missing="drop")
+    with open_images(folder, every, again, config=CONFIG) as images:
+        assert images.kept.tolist() == [1, 2, 3, 4, 5]
+    assert len(asked) == 2
+    # other errors pass, and where several processes train one does not keep the others waiting
+    with (
+        open_images(folder, every, config=CONFIG) as images,
+        pytest.raises(TableError, match="row 9"),
+        images.all_failures(),
+    ):
+        raise TableError("row 9")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        open_images(folder, every, config=CONFIG) as images,
+        pytest.raises(TableError, match=r"^images: row 6 "),
+        images.all_failures(),
+    ):
+        images.fetch(last)
+
+
+def test_a_temporary_file_lies_in_the_run_folder(
+    tmp_path: Path, table: pd.DataFrame, wanted: np.ndarray
+) -> None:
+    make_dst(tmp_path / "dst", wanted, table, packed=False)
+    options = ImagesConfig(storage="memmap")
+    with open_images(tmp_path / "dst", table, options, scratch=tmp_path / "run" / "cache"):
+        (made,) = (tmp_path / "run" / "cache").iterdir()
+        assert made.name.startswith("fastmammo-images-")
+    assert list((tmp_path / "run" / "cache").iterdir()) == []
+
+
+def test_a_folder_in_memory_is_told(
+    tmp_path: Path, dicoms: Path, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text("x / ext4 rw 0 0\nx /a\\040b tmpfs rw 0 0\nx /a\\040b/disk xfs rw 0 0\n")
+    found = [in_memory(each, str(mounts)) for each in ("/a b/c/d", "/a b/disk/e", "/a", "/a bc")]
+    assert found == [True, False, False, False]
+    assert not in_memory("/", str(tmp_path / "none"))
+    monkeypatch.setattr("fastmammo.training.images.in_memory", lambda folder: True)
+    notes: list[str] = []
+    options = ImagesConfig(storage="memmap")
+    open_images(dicoms, table, options, config=CONFIG, note=notes.append).close()
+    assert any("lies in the machine's memory (tmpfs)" in line for line in notes)
 
 
 def test_a_temporary_file_is_removed(

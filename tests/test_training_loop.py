@@ -251,6 +251,12 @@ def test_settings_come_back_from_json() -> None:
         ({"lop": {}}, "got a part 'lop', known are table, sampling"),
         ({"loop": {"learning_rate": 1}}, "settings of loop: got learning_rate, which this version"),
         ({"loop": {"lr": -1}}, "lr: got -1, allowed is 0"),
+        ({"loop": {"lr": "0.1"}}, r"lr: got '0\.1', allowed is a number 0\.0 to 100\.0"),
+        ({"loop": {"resume": "no"}}, "resume: got 'no', wanted True or False"),
+        (
+            {"loop": {"head": "metadata"}, "model": {"multiview": "max"}},
+            "multiview: got 'max' with head 'metadata'",
+        ),
     ],
 )
 def test_settings_that_this_version_does_not_know(values: dict[str, Any], message: str) -> None:
@@ -323,6 +329,27 @@ def test_deterministic_algorithms_end_with_the_block(monkeypatch: pytest.MonkeyP
         assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_cudnn_looks_for_the_fastest_algorithm_unless_it_is_to_be_the_same_one() -> None:
+    was = torch.backends.cudnn.benchmark
+    for deterministic in (False, True):
+        with algorithms(deterministic):
+            assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.backends.cudnn.benchmark is was
+
+
+def test_a_gpu_steps_in_one_kernel_but_where_fp16_has_to_clip() -> None:
+    module = torch.nn.Linear(2, 2)
+    for device, precision, fused in (
+        ("cpu", "auto", None),
+        ("cuda", "auto", True),
+        ("cuda", "bf16-mixed", True),
+        ("cuda", "16-mixed", None),
+    ):
+        loop = LoopConfig(precision=precision)
+        optimiser = make_optimiser(module, loop, torch.device(device))
+        assert optimiser.defaults["fused"] is fused
+
+
 def test_every_epoch_and_rank_has_random_numbers_of_its_own() -> None:
     seen = set()
     for seed, fold, epoch, rank in (*np.eye(4, dtype=int).tolist(), [0] * 4, [0, 0, -1, 0]):
@@ -346,3 +373,8 @@ def test_ranks_share_positions_without_twins(ranks: int) -> None:
             if position % ranks == rank
         ]
         assert sorted(own) == list(range(count))
+
+
+def test_settings_want_their_parts() -> None:
+    with pytest.raises(ConfigError, match=r"model: got 'small_cnn', wanted ModelConfig: Settings"):
+        Settings(model="small_cnn")  # type: ignore[arg-type]

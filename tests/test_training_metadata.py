@@ -77,14 +77,26 @@ def test_a_row_is_scored_by_a_model_that_has_not_seen_it() -> None:
     assert not np.array_equal(again[fold == 1], scores[fold == 1])
 
 
-def test_rows_of_no_fold_take_no_part() -> None:
+def test_rows_of_no_fold_are_fitted_on_in_every_fold_and_never_scored() -> None:
     rows = table()
     fold = np.where(np.arange(400) < 40, -1, folds())
     scores, model = fit_metadata(None, rows, fold)
     assert np.isnan(scores[:40]).all()
     assert not np.isnan(scores[40:]).any()
     other = rows.assign(cancer=np.where(fold < 0, 1 - rows["cancer"], rows["cancer"]))
-    assert fit_metadata(None, other, fold)[1].to_json() == model.to_json()
+    again, others = fit_metadata(None, other, fold)
+    assert others.to_json() != model.to_json()
+    for one in range(4):
+        assert not np.array_equal(again[fold == one], scores[fold == one])
+
+
+def test_the_folds_that_are_asked_for_are_scored() -> None:
+    rows, fold = table(), folds()
+    every, whole = fit_metadata(None, rows, fold)
+    scores, model = fit_metadata(None, rows, fold, folds=(2,))
+    assert np.array_equal(scores[fold == 2], every[fold == 2])
+    assert np.isnan(scores[fold != 2]).all()
+    assert model.to_json() == whole.to_json()
 
 
 @pytest.mark.parametrize(("width", "use"), [(0, True), (40, True), (40, False)])

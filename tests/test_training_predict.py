@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
-from training_runs import make_rows, make_set, small, write_converted
+from training_runs import make_rows, make_set, small, table_of, write_converted
 
 from fastmammo.errors import CheckpointError, ConfigError, TableError
 from fastmammo.preprocess import Config
+from fastmammo.report.evaluation import evaluate_scores
 from fastmammo.testing import phantom, write_dicom
+from fastmammo.training import members
+from fastmammo.training.evaluation import open_batches
 from fastmammo.training.image_table import table_of_images
 from fastmammo.training.images import ImagesConfig
 from fastmammo.training.prediction import by_breast, predict
@@ -64,7 +67,8 @@ def test_scores_are_those_of_the_training(folder: Path, tmp_path: Path) -> None:
     shutil.rmtree(run / "fold1")
     notes: list[str] = []
     frame = predict([run], folder / "images", folder / "table.csv", tmp_path, note=notes.append)
-    assert any("12 of the patients scored here were in its table" in line for line in notes)
+    # of the table's 12 patients 6 are of the fold that is left, whose model has not seen them
+    assert any("6 of the patients scored here are among those" in line for line in notes)
     oof = pd.read_csv(folder / "run" / "fold0" / "oof.csv")
     both = frame.merge(oof, on="image_id", suffixes=("", "_then"))
     assert len(both) == 24
@@ -95,6 +99,50 @@ def test_flipping_scores_the_mirror_images_too(folder: Path, tmp_path: Path) -> 
     both = predict([folder / "other"], new / "images", None, tmp_path, flip=True)["score"]
     np.testing.assert_allclose(both, (mirrored + straight) / 2, rtol=1e-5)
     assert not np.allclose(both, plain)
+
+
+def test_flipping_scores_the_mirror_images_of_a_two_stage_run_too(
+    folder: Path, tmp_path: Path
+) -> None:
+    new, run = folder / "new", [folder / "stages"]
+    array = np.load(new / "images" / "images.npy")
+    rows = pd.read_csv(new / "table.csv", dtype={"patient_id": str})
+    write_converted(tmp_path / "mirrored", np.ascontiguousarray(array[:, :, ::-1]), rows)
+    mirrored = predict(run, tmp_path / "mirrored", None, tmp_path)["score"]
+    straight = predict(run, new / "images", None, tmp_path)["score"]
+    both = predict(run, new / "images", None, tmp_path, flip=True)["score"]
+    np.testing.assert_allclose(both, (mirrored + straight) / 2, rtol=1e-5)
+    assert not np.allclose(both, straight)
+
+
+def test_models_compute_as_in_their_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its precision, by its micro-batches; the scores are those of the training exactly."""
+    run = tmp_path / "run"
+    settings = small(epochs=1, precision="bf16-mixed", accumulate=4)
+    oof = train(folder / "table.csv", folder / "images", run, settings, fold=0).oof
+    sizes: list[int] = []
+
+    def spy(fabric: Any, images: Any, rows: Any, batch_size: int, **more: Any) -> Any:
+        sizes.append(batch_size)
+        return open_batches(fabric, images, rows, batch_size, **more)
+
+    monkeypatch.setattr(members, "open_batches", spy)
+    table = table_of(folder)
+    own = table[table["image_id"].isin(oof["image_id"])].reset_index(drop=True)
+    found = predict([run], folder / "images", own, tmp_path / "out")
+    assert found["score"].tolist() == oof["score"].tolist()
+    predict([run], folder / "images", own, tmp_path / "out", batch_size=3)
+    assert sizes == [2, 3]
+    # what the device has not is told
+    path, notes = run / "config.json", list[str]()
+    path.write_text(path.read_text().replace('"precision": "bf16-mixed",\n  "ranks"',
+                                             '"precision": "16-mixed",\n  "ranks"'))  # fmt: skip
+    plain = predict([run], folder / "images", own, tmp_path / "out", note=notes.append)
+    assert any("was trained in 16-mixed, which this device has not" in line for line in notes)
+    assert plain["score"].tolist() != found["score"].tolist()
+    np.testing.assert_allclose(plain["score"], found["score"], atol=0.05)
 
 
 def test_a_submission_may_be_binary_and_of_the_highest_score(folder: Path, tmp_path: Path) -> None:
@@ -139,7 +187,7 @@ def test_missing_images_are_told_or_left_out(folder: Path, tmp_path: Path) -> No
     table = pd.read_csv(new / "table.csv", dtype={"patient_id": str})
     table.loc[0, "image_id"] = "elsewhere"
     table.to_csv(tmp_path / "table.csv", index=False)
-    with pytest.raises(TableError, match="1 of the table's 16 rows have no image"):
+    with pytest.raises(TableError, match="1 of the table's 16 rows has no image"):
         predict([folder / "run"], new / "images", tmp_path / "table.csv", tmp_path / "out")
     notes: list[str] = []
     frame = predict(
@@ -211,6 +259,7 @@ def test_a_table_that_holds_no_scores_is_refused(folder: Path) -> None:
     [
         ({"runs": []}, "runs: got none, wanted at least one"),
         ({"reduce": "median"}, "reduce: got 'median', allowed are mean, max"),
+        ({"batch_size": 0}, "batch_size: got 0, wanted 1 or more"),
     ],
 )
 def test_what_cannot_be_asked_for(
@@ -303,3 +352,44 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("name\nx\n")
     with pytest.raises(TableError, match=r"has no column path, status: no manifest"):
         table_of_images(tmp_path)
+
+
+def test_only_patients_that_a_model_was_trained_on_are_told(folder: Path, tmp_path: Path) -> None:
+    oof = read_scores(folder / "other" / "oof.csv")
+    table = table_of(folder)
+    held = table[table["patient_id"].isin(oof["patient_id"])]
+    notes: list[str] = []
+    predict([folder / "other"], folder / "images", held, tmp_path, note=notes.append)
+    assert not any("flatters" in line or "flatter" in line for line in notes)
+    # a two-stage model is fitted on all rows in the end
+    predict([folder / "stages"], folder / "images", held, tmp_path, note=notes.append)
+    count = held["patient_id"].nunique()
+    assert any(f"{count} of the patients scored here" in line for line in notes)
+
+
+def test_what_a_two_stage_run_does_not_know_is_told(folder: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    predict([folder / "stages"], folder / "new" / "images", None, tmp_path, note=notes.append)
+    assert any("age, implant, density unknown for 16 of 16 images: imputed" in n for n in notes)
+    notes.clear()
+    table = folder / "new" / "table.csv"
+    predict([folder / "stages"], folder / "new" / "images", table, tmp_path, note=notes.append)
+    assert not any("imputed" in line for line in notes)
+
+
+def test_labels_are_written_as_whole_numbers(folder: Path, tmp_path: Path) -> None:
+    table = folder / "new" / "table.csv"
+    predict([folder / "run"], folder / "new" / "images", table, tmp_path)
+    for path in (tmp_path / "scores.csv", folder / "run" / "oof.csv"):
+        written = pd.read_csv(path, dtype=str)
+        assert set(written["cancer"]) == {"0", "1"}
+        assert read_scores(path)["cancer"].dtype == np.float64
+
+
+def test_scores_that_are_cut_are_refused(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "run" / "oof.csv").read_text()
+    (tmp_path / "cut.csv").write_text(whole[: whole.rstrip().rindex(",")])
+    with pytest.raises(TableError, match=r"line 49 has 10 cells, the header 11: was the file cut"):
+        read_scores(tmp_path / "cut.csv")
+    with pytest.raises(TableError, match=r"line 49 has 10 cells, the header 11: was the file cut"):
+        evaluate_scores(tmp_path / "cut.csv")

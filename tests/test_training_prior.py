@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmammo.errors import ConfigError, TableError
-from fastmammo.training.prior import correct_prior, prior_offset, weighted_share
+from fastmammo.training.losses import Loss
+from fastmammo.training.prior import (
+    correct_prior,
+    posterior_logits,
+    prior_offset,
+    weighted_share,
+)
 
 SHARES = st.floats(0.001, 0.999)
 
@@ -99,3 +108,72 @@ def test_what_is_no_share_or_score_is_refused() -> None:
         weighted_share(0.5, 0)
     with pytest.raises(TableError, match=r"2 of 3 scores are no probabilities \(the first: 1.5\)"):
         correct_prior([0.5, 1.5, np.nan], 0.5, 0.1)
+
+
+def optimum(loss: Loss, posterior: float) -> float:
+    """The logit at which the expected loss of images with this share of positives is lowest."""
+    logit = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [logit], max_iter=400, tolerance_grad=1e-13, line_search_fn="strong_wolfe"
+    )
+
+    def expected() -> torch.Tensor:
+        solver.zero_grad()
+        # Loss computes in float32: its terms for one label of each kind, in float64
+        ends = [loss._cancer(logit, torch.full((1,), label).double()) for label in (0.0, 1.0)]
+        total = ((1 - posterior) * ends[0] + posterior * ends[1]).sum()
+        total.backward()
+        return total
+
+    solver.step(expected)
+    return float(logit.detach())
+
+
+@pytest.mark.parametrize("posterior", [0.0075, 0.364])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"smoothing": 0.1},
+        {"positive_smoothing": 0.2},
+        {"kind": "focal"},
+        {"kind": "focal", "gamma": 0.5},
+        {"kind": "focal", "gamma": 0.0},
+    ],
+)
+def test_the_true_probability_comes_back_whatever_the_loss(
+    posterior: float, values: dict[str, Any]
+) -> None:
+    """A network at its optimum, trained at 1 positive in 8; where it is used there is 1 in 50."""
+    taught = float(correct_prior(posterior, 0.02, 0.125))
+    logit = optimum(Loss(**values), taught)
+    shifted = posterior_logits([logit], **values) + prior_offset(0.125, 0.02)
+    assert 1 / (1 + np.exp(-shifted[0])) == pytest.approx(posterior, rel=1e-3)
+    if values and values.get("gamma") != 0:  # a shift of the plain sigmoid is far off
+        plain = 1 / (1 + np.exp(-(logit + prior_offset(0.125, 0.02))))
+        assert abs(plain - posterior) > 0.05 * posterior
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"smoothing": 0.1},
+        {"smoothing": 0.5},
+        {"positive_smoothing": 0.3},
+        {"kind": "focal"},
+        {"kind": "focal", "gamma": 10.0},
+    ],
+)
+def test_no_two_scores_become_one(values: dict[str, Any]) -> None:
+    logits = np.linspace(-20, 20, 2001)
+    found = posterior_logits(logits, **values)
+    assert np.isfinite(found).all()
+    assert (np.diff(found) > 0).all()
+    assert np.isfinite(posterior_logits([-1e4, 1e4], **values)).all()
+
+
+def test_plain_labels_stay_as_they_are_and_two_ways_at_once_are_refused() -> None:
+    logits = np.array([-900.0, 0.3, 40.0])
+    assert np.array_equal(posterior_logits(logits), logits)
+    with pytest.raises(ConfigError, match="focal loss with label smoothing"):
+        posterior_logits(logits, kind="focal", smoothing=0.1)

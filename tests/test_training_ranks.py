@@ -10,11 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from training_rank import gradient
-from training_runs import frozen_norms, make_set
+from training_rank import LIVE, gradient
+from training_runs import frozen_norms, make_set, small, table_of
 
-from fastmammo.training.checkpoints import load_checkpoint
-from fastmammo.training.run import train
+from fastmammo.training.checkpoints import load_checkpoint, load_weights
+from fastmammo.training.devices import open_fabric
+from fastmammo.training.images import open_images
+from fastmammo.training.one_fold import Parts, prepare
+from fastmammo.training.run import split, train
 
 HERE = Path(__file__).parent
 
@@ -69,3 +72,29 @@ def test_every_process_sees_why_the_first_cannot_start(ranks: Path) -> None:
         text = (ranks / f"error{rank}.txt").read_text()
         assert text.startswith("CheckpointError: the run folder")
         assert "is not empty" in text
+
+
+@pytest.mark.parametrize("name", ["training", "validation"])
+def test_every_process_tells_why_the_second_failed(ranks: Path, name: str) -> None:
+    own, other = ((ranks / f"{name}{rank}.txt").read_text() for rank in (1, 0))
+    assert own == "TableError: row 5 cannot be decoded"
+    assert other == "TableError: row 5 cannot be decoded (in process 1)"
+
+
+def test_processes_validate_one_model_though_each_has_seen_other_images(ranks: Path) -> None:
+    """The logged loss is that of the weights and statistics that last.pt holds."""
+    settings = small(**LIVE)
+    fabric = open_fabric(settings.loop)
+    table = split(table_of(ranks), settings)
+    state = load_checkpoint(ranks / "live" / "fold0" / "last.pt")
+    with open_images(ranks / "images", table, settings.images) as images:
+        parts = Parts(fabric, settings, table, images, {}, lambda event: None, lambda line: None)
+        training = prepare(parts, 0, ranks)
+        load_weights(ranks, training.module, state["weights"])
+        found = training.validate(training.module, state["prior_offset"])
+    assert found["loss"] == pytest.approx(state["history"][-1]["loss"], rel=1e-4)
+    assert (
+        "takes its statistics from the 4 images that a process"
+        in (ranks / "notes0.txt").read_text()
+    )
+    assert (ranks / "notes1.txt").read_text() == ""

@@ -129,7 +129,7 @@ def test_a_share_of_less_than_one_positive_is_one() -> None:
     sampler = BalancedBatches(np.arange(64) == 5, 8, positive_share=0.001, seed=0)
     assert all((batch == 5).sum() == 1 for batch in sampler.epoch(0))
     assert sampler.positive_share(0) == 1 / 8
-    assert sampler.note == ""
+    assert "nearest batch_size that has one is 910" in sampler.note
 
 
 def test_a_schedule_of_the_share() -> None:
@@ -212,3 +212,47 @@ def test_settings_make_their_sampler_and_their_weight() -> None:
     assert SamplingConfig(balance="pos_weight", pos_weight=3).loss_weight(labels) == 3
     with pytest.raises(TableError, match="pos_weight: none of the 4 training rows is positive"):
         weighted.loss_weight(np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("size", "more", "share", "nearest"),
+    [
+        (2, {}, "50.0%", 8),
+        (4, {}, "25.0%", 8),
+        (12, {}, "16.7%", 15),
+        (6, {"ranks": 2, "accumulate": 3}, "16.7%", 24),
+    ],
+)
+def test_a_batch_too_small_for_its_share_is_told(
+    size: int, more: dict[str, int], share: str, nearest: int
+) -> None:
+    labels = np.arange(200) % 20 == 0
+    note = BalancedBatches(labels, size, seed=0, **more).note
+    assert note.startswith(f"{share} of each batch are positives, not the 12.5%")
+    assert note.endswith(f"nearest batch_size that has one is {nearest}")
+    assert not BalancedBatches(labels, nearest, seed=0, **more).note
+
+
+@pytest.mark.parametrize("size", [8, 16, 24, 32, 64, 100])
+def test_a_share_that_fits_is_not_told(size: int) -> None:
+    assert not BalancedBatches(np.arange(400) % 20 == 0, size, seed=0).note
+
+
+def test_a_share_that_no_batch_has_is_told_without_one() -> None:
+    note = BalancedBatches(
+        np.arange(200) % 200 == 0, 4, positive_share=1e-6, schedule=lambda _: 0.5, seed=0
+    ).note
+    assert note.endswith("no nearer share in whole images")
+
+
+def test_a_batch_that_shows_images_twice_is_told() -> None:
+    labels = np.arange(40) % 10 == 0
+    note = PlainBatches(labels, 100, seed=0).note
+    assert note == (
+        "batch_size 100 is more than the 40 that there are to train on: each batch shows them 2.5 "
+        "times on average"
+    )
+    assert not PlainBatches(labels, 40, seed=0).note
+    note = BalancedBatches(labels, 48, seed=0).note
+    assert "a batch of 48 takes 6 positives, of which there are 4: each is in it 1.5 times" in note
+    assert "a batch of 48 takes 42 negatives, of which there are 36: each is in it 1.2" in note

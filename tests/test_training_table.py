@@ -144,7 +144,7 @@ def test_labels_of_other_words_are_named(tmp_path: Path) -> None:
         "1,1,L,MALIGNANT", "2,2,L,BENIGN", "3,3,L,BENIGN_WITHOUT_CALLBACK", "4,4,L,Malignant"
     )
     path = write(tmp_path, text)
-    with pytest.raises(TableError, match=r"cancer: 1 rows.*'BENIGN_WITHOUT_CALLBACK' \(line 4\)"):
+    with pytest.raises(TableError, match=r"1 row has.*'BENIGN_WITHOUT_CALLBACK' \(line 4\)"):
         read_table(path)
     table = read_table(path, TableOptions(positive_labels="malignant"))
     assert list(table["cancer"]) == [1, 0, 0, 1]
@@ -195,8 +195,8 @@ def test_a_table_that_is_written_reads_the_same(tmp_path: Path) -> None:
         ),
         (simple("1,1,L,0", "1,2,L,", "1,3,L,NaN"), r"cancer: 2 rows have no label: lines 3, 4"),
         (simple("1,1,B,0"), r"laterality: .*'B' \(line 2\). Wanted L or R"),
-        (simple("1,1,L,0", ",2,L,0"), r"patient_id: 1 rows have none: lines 3"),
-        (simple("1,,L,0"), r"image_id: 1 rows have none: lines 2"),
+        (simple("1,1,L,0", ",2,L,0"), r"patient_id: 1 row has none: lines 3"),
+        (simple("1,,L,0"), r"image_id: 1 row has none: lines 2"),
         (
             simple("1,1.4595E+09,L,0"),
             r"image_id: 1 ids are rounded numbers.*1.4595E\+09 \(line 2\)",
@@ -387,9 +387,9 @@ def test_split_mends_a_leak_and_holds_out(tmp_path: Path) -> None:
     with pytest.raises(LeakError, match="40 patients"):
         read_table(path)
     counts = split_table(path, tmp_path / "out.csv", TableOptions(hold_out=0.25))
-    assert list(counts["fold"]) == [0, 1]
-    assert list(counts["patients"]) == [10, 30]
-    assert read_table(tmp_path / "out.csv")["fold"].isin((0, 1)).all()
+    assert list(counts["fold"]) == [-1, 0]
+    assert list(counts["patients"]) == [30, 10]
+    assert read_table(tmp_path / "out.csv")["fold"].isin((0, -1)).all()
 
 
 def test_split_does_not_overwrite_the_table(tmp_path: Path) -> None:

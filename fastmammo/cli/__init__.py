@@ -10,9 +10,10 @@ where Ctrl-C or SIGTERM ended a run early.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastmammo import __version__
 from fastmammo.cli import demo, imaging, tables, training
@@ -75,7 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says a flag's default where there is one to say."""
+    """Says a flag's default where there is one to say, and leaves indented examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        return "\n".join(
+            line if line.startswith("  ") else super(_Help, self)._fill_text(line, width, indent)
+            for line in lines
+        )
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or action.default is False or action.default == "":
@@ -99,7 +107,37 @@ class _Verb(argparse.ArgumentParser):
                 add(self)
             except TrainingError as error:  # the settings' classes are not there without torch
                 self.exit(2, f"{self.prog}: {error}\n")
-        return super().parse_known_args(args, namespace)
+            self.usage = self._short_usage()
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self.error(self._not_understood(list(args or ()), left))
+        return found, left
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong last, where it is read: the many options are in --help."""
+        self.exit(2, f"{self.format_usage()}{self.prog}: error: {message}\n")
+
+    def _short_usage(self) -> str:
+        """Return what must be given; the options are listed below it, or by --help."""
+        words = []
+        for action in self._actions:
+            name = str(action.metavar or action.dest)
+            if action.option_strings:
+                if action.required:
+                    words.append(f"{action.option_strings[0]} {name}")
+            elif action.nargs == "?":
+                words.append(f"[{name}]")
+            else:
+                words.append(f"{name} [{name} ...]" if action.nargs == "+" else name)
+        return " ".join((self.prog, "[options]", *words)).replace("%", "%%")
+
+    def _not_understood(self, given: list[str], left: list[str]) -> str:
+        """Say which arguments are too many, and where one looks like the value of a flag."""
+        for flag, value in itertools.pairwise(given):
+            action = self._option_string_actions.get(flag)
+            if value in left and action is not None and action.nargs == 0:
+                return f"{flag} takes no value, got {value!r}"
+        return f"not understood: {' '.join(left)}; {self.prog} --help lists the options"
 
 
 VERBS: dict[str, tuple[str, Any, Any]] = {

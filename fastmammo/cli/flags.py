@@ -12,22 +12,24 @@ from fastmammo.errors import ConfigError
 def add_fields(
     parser: argparse.ArgumentParser,
     config: type,
-    group: str,
+    group: str | argparse._ArgumentGroup,
     *,
+    only: tuple[str, ...] = (),
     leave_out: tuple[str, ...] = (),
     only_given: bool = False,
 ) -> None:
     """Add a flag for every field of a config dataclass, from its metadata.
 
     Args:
-        group: the heading that `--help` gives these flags.
+        group: the heading that `--help` gives these flags, or a group that has one.
+        only: fields that get a flag; by default all.
         leave_out: fields that have no flag of their own.
         only_given: set nothing where the flag is not given, so that `given_fields` can tell.
     """
-    options = parser.add_argument_group(group)
+    options = parser.add_argument_group(group) if isinstance(group, str) else group
     for field in dataclasses.fields(config):
         meta = field.metadata
-        if "help" not in meta or field.name in leave_out:
+        if "help" not in meta or field.name in leave_out or (only and field.name not in only):
             continue
         flag = "--" + field.name.replace("_", "-")
         default = field.default

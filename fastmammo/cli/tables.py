@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from fastmammo.cli.extra import add_output, note, trainer
+from fastmammo.cli.extra import add_output, need_files, need_folder, note, trainer
 from fastmammo.cli.flags import add_fields, take_fields
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def add_explore(parser: argparse.ArgumentParser) -> None:
 
 def explore(parsed: argparse.Namespace) -> int:
     """Run `explore`."""
+    need_files(table=parsed.table)
+    need_folder(parsed.source)
     with trainer():
         from fastmammo.report.explore import explore as write
         from fastmammo.training.table import TableOptions
@@ -52,7 +54,7 @@ def explore(parsed: argparse.Namespace) -> int:
         options=take_fields(parsed, TableOptions),
         examples=parsed.examples,
         seed=parsed.seed,
-        note=None if parsed.quiet else note,
+        note=note,
     )
     print(json.dumps(found.to_dict(), indent=2) if parsed.json else found.text())
     return 0
@@ -74,10 +76,11 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 
 def split(parsed: argparse.Namespace) -> int:
     """Run `split`."""
+    need_files(table=parsed.table)
     with trainer():
         from fastmammo.training.table import TableOptions, split_table
     options = take_fields(parsed, TableOptions)
-    counts = split_table(parsed.table, parsed.out, options, note=None if parsed.quiet else note)
+    counts = split_table(parsed.table, parsed.out, options, note=note)
     if parsed.json:
         print(json.dumps({"out": parsed.out, "folds": counts.to_dict("records")}, indent=2))
     else:
@@ -128,6 +131,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(parsed: argparse.Namespace) -> int:
     """Run `evaluate`."""
+    need_files(scores=parsed.scores, table=parsed.table)
     with trainer():
         from fastmammo.report.evaluation import evaluate_scores
         from fastmammo.report.scores import text
@@ -141,7 +145,7 @@ def evaluate(parsed: argparse.Namespace) -> int:
         threshold=parsed.threshold,
         bootstrap=parsed.bootstrap,
         seed=parsed.seed,
-        note=None if parsed.quiet else note,
+        note=note,
     )
     if parsed.json:
         print(json.dumps(metrics, indent=2))

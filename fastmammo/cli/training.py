@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmammo.cli.extra import add_output, trainer
+from fastmammo.cli.extra import add_output, need_files, need_folder, trainer
 from fastmammo.cli.flags import add_fields, device, given_fields, take_fields
 from fastmammo.errors import ConfigError
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Iterator
 
     from fastmammo.training.settings import Settings
 
@@ -22,9 +27,9 @@ if TYPE_CHECKING:
 def _parts() -> dict[str, type[Any]]:
     """Return the classes of the settings that are flags, by their names in `Settings`."""
     with trainer():
-        from fastmammo.training.augment import AugmentConfig
-        from fastmammo.training.images import ImagesConfig
-        from fastmammo.training.models import ModelConfig
+        from fastmammo.training.augment_config import AugmentConfig
+        from fastmammo.training.images_config import ImagesConfig
+        from fastmammo.training.model_config import ModelConfig
         from fastmammo.training.sampler import SamplingConfig
         from fastmammo.training.settings import LoopConfig
         from fastmammo.training.table import TableOptions
@@ -38,17 +43,35 @@ def _parts() -> dict[str, type[Any]]:
     }
 
 
+_FIRST = ("model", "size", "epochs", "lr", "batch_size", "balance", "resume")
+"""Fields that matter for a first run: `--help` shows them before the many others."""
+
+_EXAMPLES = """Examples:
+  fastmammo train train.csv images run --fold 0 --epochs 5 --batch-size 32
+  fastmammo train train.csv images run --epochs 5 --batch-size 32 --resume
+"""
+
+
 def _add_settings(parser: argparse.ArgumentParser, *, leave_out: tuple[str, ...] = ()) -> None:
-    """Add the flags of all settings: the fields of their classes."""
+    """Add the flags of all settings, the fields of their classes: the most used ones first."""
     from fastmammo.preprocess import Config
 
-    for name, config in _parts().items():
-        add_fields(parser, config, name, leave_out=leave_out)
+    parts = _parts()
+    first = parser.add_argument_group("for a first run")
+    for name in _FIRST:
+        for config in (*parts.values(), Config):
+            if name in {each.name for each in fields(config)} and name not in leave_out:
+                add_fields(parser, config, first, only=(name,), only_given=config is Config)
+    first.add_argument(
+        "--fold", type=int, default=None, metavar="INT", help="train this fold alone; else all"
+    )
+    for name, config in parts.items():
+        add_fields(parser, config, name, leave_out=(*leave_out, *_FIRST))
     add_fields(
         parser,
         Config,
         "images from DICOMs (a folder of `convert` is taken as it is)",
-        leave_out=("device",),
+        leave_out=("device", *_FIRST),
         only_given=True,
     )
 
@@ -78,31 +101,53 @@ def _settings(parsed: argparse.Namespace, **model: Any) -> Settings:
     )
 
 
+@contextmanager
+def _says_what_is_kept(folder: str) -> Iterator[None]:
+    """Say after Ctrl-C which epochs are kept in a run folder, or those in it, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        lines = []
+        root = Path(folder)
+        for log in sorted((*root.glob("fold*/log.csv"), *root.glob("*/fold*/log.csv"))):
+            epochs = len(log.read_text(encoding="utf-8").splitlines()) - 1
+            if epochs > 0 and (log.parent / "last.pt").is_file():
+                lines.append(f"kept: epoch {epochs} of {log.parent}")
+        if lines:
+            lines.append("go on by the same command with --resume")
+        else:
+            lines.append(f"no epoch was finished in {folder}: begin again with --resume")
+        print("\n".join(lines), file=sys.stderr)
+        raise
+
+
 def add_train(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
     parser.add_argument("table", help="a CSV with a row an image, like RSNA's train.csv")
     parser.add_argument("source", help="a folder of `convert` (png or packed), or of DICOMs")
     parser.add_argument("run_folder", metavar="run", help="the folder for all that the run leaves")
     parser.add_argument(
-        "--fold", type=int, default=None, metavar="INT", help="train this fold alone; else all"
+        "--report",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write RUN/report.html",
     )
-    parser.add_argument(
-        "--report", action="store_true", default=True, help="write RUN/report.html (the default)"
-    )
-    parser.add_argument("--no-report", dest="report", action="store_false", help="write no report")
     _add_settings(parser)
     add_output(parser)
+    parser.epilog = f"{_EXAMPLES}\n{parser.epilog or ''}"
 
 
 def train(parsed: argparse.Namespace) -> int:
     """Run `train`."""
+    need_files(table=parsed.table)
+    need_folder(parsed.source)
     with trainer():
         from fastmammo.report.scores import text
         from fastmammo.report.training import write_report
         from fastmammo.report.training_progress import TrainingProgress
         from fastmammo.training.run import train as run
     settings = _settings(parsed)
-    with TrainingProgress(quiet=parsed.quiet) as progress:
+    with _says_what_is_kept(parsed.run_folder), TrainingProgress(quiet=parsed.quiet) as progress:
         result = run(
             parsed.table,
             parsed.source,
@@ -136,7 +181,7 @@ def train(parsed: argparse.Namespace) -> int:
 def add_predict(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `predict`."""
     with trainer():
-        from fastmammo.training.images import ImagesConfig
+        from fastmammo.training.images_config import ImagesConfig
 
     parser.add_argument("runs", nargs="+", metavar="run", help="run folders: scores are averaged")
     parser.add_argument(
@@ -167,15 +212,24 @@ def add_predict(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "cuda"),
         help="device that scores",
     )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=None,
+        metavar="INT",
+        help="images (multi-view: breasts) at once on a device; by default as in the training",
+    )
     add_fields(parser, ImagesConfig, "images")
     add_output(parser)
 
 
 def predict(parsed: argparse.Namespace) -> int:
     """Run `predict`."""
+    need_files(table=parsed.table)
+    need_folder(parsed.source)
     with trainer():
         from fastmammo.report.training_progress import TrainingProgress
-        from fastmammo.training.images import ImagesConfig
+        from fastmammo.training.images_config import ImagesConfig
         from fastmammo.training.prediction import predict as run
     with TrainingProgress(quiet=parsed.quiet) as progress:
         frame = run(
@@ -188,6 +242,7 @@ def predict(parsed: argparse.Namespace) -> int:
             binarise=parsed.binarise,
             images=take_fields(parsed, ImagesConfig),
             device=parsed.device,
+            batch_size=parsed.batch_size,
             progress=progress.update,
             note=progress.note,
         )
@@ -225,23 +280,22 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="models separated by commas; the others are compared with the first",
     )
-    parser.add_argument(
-        "--fold", type=int, default=None, metavar="INT", help="train this fold alone; else all"
-    )
     _add_settings(parser, leave_out=("model", "weights"))
     add_output(parser)
 
 
 def compare(parsed: argparse.Namespace) -> int:
     """Run `compare`."""
-    with trainer():
-        from fastmammo.report.compare import compare_models
-        from fastmammo.report.training_progress import TrainingProgress
+    need_files(table=parsed.table)
+    need_folder(parsed.source)
     names = [name.strip() for name in parsed.models.split(",") if name.strip()]
     if len(set(names)) < max(2, len(names)):
         raise ConfigError(f"--models: got {parsed.models!r}, wanted two or more, each once")
+    with trainer():
+        from fastmammo.report.compare import compare_models
+        from fastmammo.report.training_progress import TrainingProgress
     settings = {name: _settings(parsed, model=name) for name in names}
-    with TrainingProgress(quiet=parsed.quiet) as progress:
+    with _says_what_is_kept(parsed.out), TrainingProgress(quiet=parsed.quiet) as progress:
         found = compare_models(
             parsed.table,
             parsed.source,

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageDraw
 
 from fastmammo.conversion.lesions import COLUMN_SETS
 from fastmammo.conversion.lesions import NAME as BOXES
 from fastmammo.errors import FastMammoError
 from fastmammo.preprocess.geometry import EDGES
-from fastmammo.report.html import Markup, element, escape, png
+from fastmammo.report.gallery import Case
 from fastmammo.training.checkpoints import load_checkpoint, load_weights
 from fastmammo.training.explanation import grad_cam
 from fastmammo.training.images import ImagesConfig, open_images
+from fastmammo.training.metrics import by_breast
 from fastmammo.training.models import build_model
 
 if TYPE_CHECKING:
@@ -27,59 +26,57 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fastmammo.report.gallery import Edges
     from fastmammo.training.members import Run
+    from fastmammo.training.metrics import Reduce
     from fastmammo.training.models import Model
 
-_HEIGHT = 380
-"""Of a picture, in pixels: two stand beside each other in a column of a page."""
-_ROI, _LESION = (86, 180, 233), (120, 220, 80)
-_OPAQUE = 0.6
 
-Edges = tuple[float, float, float, float]
+def choose(
+    oof: pd.DataFrame, count: int, threshold: float | None = None, reduce: Reduce = "mean"
+) -> dict[str, pd.DataFrame]:
+    """Choose the breasts to look at, by their scores, and of each its most telling image.
 
-
-@dataclass
-class Case:
-    """One image that is shown.
-
-    image: uint8 (rows, columns), as the model saw it.
-    heat: float32 (rows, columns) in [0, 1], or None where there is no heat map.
-    roi: the part of the image that holds the breast's crop; the rest is padding.
-    lesions: boxes of boxes.csv, on the image.
-    """
-
-    row: Mapping[str, Any]
-    image: NDArray[np.uint8]
-    heat: NDArray[np.float32] | None = None
-    roi: Edges | None = None
-    lesions: list[Edges] = field(default_factory=list)
-
-
-def choose(oof: pd.DataFrame, count: int) -> dict[str, pd.DataFrame]:
-    """Choose the images to look at, of each breast its most telling one.
+    A breast is shown once at most.
 
     Args:
         oof: a row an image: image_id, patient_id, prediction_id, cancer, score.
+        count: breasts of each kind, at most.
+        threshold: breasts from this score on were called positive; None: none is known.
+        reduce: of `by_breast`.
 
     Returns:
-        "false alarms" (negatives of the highest scores), "misses" (positives of the lowest), "hits"
-        (positives of the highest): rows of oof, the most striking first.
+        The most striking first: "false alarms" (negatives from the threshold on), or where there
+        are none "highest negatives"; "misses" (positives below it), or where there are none
+        "lowest positives", at most half of all; "hits" (the other positives from it on). Rows of
+        oof, with breast_score and called (bool, None without a threshold); none is empty.
     """
-    positive, negative = oof[oof["cancer"] == 1], oof[oof["cancer"] == 0]
-
-    def first(rows: pd.DataFrame, *, ascending: bool) -> pd.DataFrame:
-        # a breast that is missed is so in its best view: that is the image that tells why
-        each = rows.sort_values("score", ascending=False, kind="stable")
-        each = each.drop_duplicates("prediction_id")
-        each = each.sort_values("score", ascending=ascending, kind="stable")
-        chosen: pd.DataFrame = each.iloc[:count]
-        return chosen
-
-    return {
-        "false alarms": first(negative, ascending=False),
-        "misses": first(positive, ascending=True),
-        "hits": first(positive, ascending=False),
-    }
+    scores = by_breast(oof, reduce).set_index("prediction_id")["score"]
+    # a breast that is missed is so in its best view: that is the image that tells why
+    each = oof.sort_values("score", ascending=False, kind="stable")
+    each = each.drop_duplicates("prediction_id")
+    each = each.assign(breast_score=each["prediction_id"].map(scores))
+    each = each.sort_values("breast_score", ascending=False, kind="stable")
+    limit = np.inf if threshold is None else threshold
+    called = each["breast_score"] >= limit
+    each["called"] = None if threshold is None else called.astype(object)
+    positive, negative = each["cancer"] == 1, each["cancer"] == 0
+    found: dict[str, pd.DataFrame] = {}
+    alarms = each[negative & called]
+    found["false alarms" if len(alarms) else "highest negatives"] = (
+        alarms if len(alarms) else each[negative]
+    )
+    missed, caught = each[positive & ~called][::-1], each[positive & called]
+    if threshold is None:
+        missed, caught = missed[:0], each[positive]
+    if len(missed):
+        found["misses"] = missed
+    else:
+        lowest = min(count, len(caught) // 2)
+        found["lowest positives"] = caught[len(caught) - lowest :][::-1]
+        caught = caught[: len(caught) - lowest]
+    found["hits" if threshold is not None else "highest positives"] = caught
+    return {name: rows.iloc[:count] for name, rows in found.items() if len(rows)}
 
 
 def load_cases(
@@ -117,9 +114,12 @@ def load_cases(
         if missing:
             notes.append(f"{missing} images of the chosen ones cannot be read: not shown")
         pixels = images.fetch(images.kept).float() / (255 if images.bits == 8 else 65535)
+        files = images.files[images.kept]
+        crops = {at: images.placed(int(row)) for at, row in enumerate(images.kept)}
     rows = rows.iloc[images.kept].reset_index(drop=True)
     heat = _heat_maps(run, rows, pixels, notes)
-    rois, lesions = _boxes(source, rows, notes)
+    rois, lesions = _boxes(source, files, notes)
+    rois |= {at: crop for at, crop in crops.items() if crop is not None}
     place = {key: index for index, key in enumerate(zip(*(rows[k] for k in keys), strict=True))}
     shown = (pixels[:, 0] * 255).round().to(torch.uint8).numpy()
     found: dict[str, list[Case]] = {}
@@ -173,21 +173,25 @@ def load_model(run: Run, fold: int, image_size: tuple[int, int]) -> Model:
 
 
 def _boxes(
-    source: Path, rows: pd.DataFrame, notes: list[str]
+    source: Path, files: NDArray[np.int64], notes: list[str]
 ) -> tuple[dict[int, Edges], dict[int, list[Edges]]]:
-    """Return by row where the crop lies in the image, and the lesions' boxes, where known."""
+    """Return by row where the crop lies in the image, and the lesions' boxes, where known.
+
+    Args:
+        files: (n,) each row's file, `Images.files`: the row of manifest.csv that gave its image.
+    """
     rois: dict[int, Edges] = {}
     lesions: dict[int, list[Edges]] = {}
     try:
         manifest = pd.read_csv(source / "manifest.csv", dtype=str, keep_default_na=False)
     except (OSError, ValueError):
-        return rois, lesions  # DICOMs themselves: no manifest
+        notes.append(
+            "Lesions are not drawn: the images come from DICOM files, and boxes are mapped onto "
+            "images by `fastmammo convert` alone"
+        )
+        return rois, lesions
     by_output: dict[tuple[str, str], int] = {}
-    ids = {(p, i): at for at, (p, i) in enumerate(zip(rows["patient_id"], rows["image_id"]))}  # noqa: B905
-    for row in manifest.to_dict("records"):
-        at = ids.get((row.get("patient_id"), row.get("image_id")))
-        if at is None or row.get("status") != "ok":
-            continue
+    for at, row in enumerate(manifest.iloc[files].to_dict("records")):
         by_output[row["output"], row["row"]] = at
         edges = _edges(row, [f"placed_{edge}" for edge in EDGES])
         if edges is not None:
@@ -201,10 +205,10 @@ def _boxes(
         by_lower = {str(name).lower(): str(name) for name in table.columns}
         if all(name in by_lower for name in columns):
             for row in table.to_dict("records"):
-                at = by_output.get((row.get("output", ""), row.get("output_row", "")))
+                shown = by_output.get((row.get("output", ""), row.get("output_row", "")))
                 edges = _edges(row, [by_lower[name] for name in columns])
-                if at is not None and edges is not None:
-                    lesions.setdefault(at, []).append(edges)
+                if shown is not None and edges is not None:
+                    lesions.setdefault(shown, []).append(edges)
             return rois, lesions
     notes.append(f"{source / BOXES} has no columns of mapped boxes: lesions are not drawn")
     return rois, lesions
@@ -216,98 +220,3 @@ def _edges(row: Mapping[Any, Any], names: Sequence[str]) -> Edges | None:
     except (KeyError, TypeError, ValueError):
         return None
     return row0, column0, row1, column1
-
-
-def gallery(cases: Sequence[Case]) -> Markup:
-    """Return the cases as figures: the image as it is, beside it heat map and lesions."""
-    return element("div", *(_figure(case) for case in cases), class_="cases")
-
-
-def single_gallery(cases: Sequence[Case]) -> Markup:
-    """Return images without scores: one picture each, with what the table knows of it."""
-    figures = []
-    for case in cases:
-        row = case.row
-        truth = {1: "cancer", 0: "no cancer"}.get(row["cancer"], "unlabelled")
-        name = f"{row['patient_id']} {row['laterality']} {row['view']}".strip()
-        picture = element("div", png(_drawn(case, plain=True, height=190), name), class_="pictures")
-        where = f"machine {row['machine_id']}" if row["machine_id"] else ""
-        caption = element(
-            "figcaption", name, Markup("<br>"), element("span", f"{truth} {where}".strip())
-        )
-        figures.append(element("figure", picture, caption, class_="case"))
-    return element("div", *figures, class_="cases single")
-
-
-def _figure(case: Case) -> Markup:
-    row = case.row
-    name = f"{row['patient_id']} {row.get('laterality', '')} {row.get('view', '')}".strip()
-    pictures = [png(_drawn(case, plain=True), f"image {row['image_id']}")]
-    if case.heat is not None or case.lesions:
-        what = "heat map" if case.heat is not None else "lesions"
-        pictures.append(png(_drawn(case, plain=False), f"{what} of image {row['image_id']}"))
-    where = [
-        f"{title} {row[key]}"
-        for key, title in (("site_id", "site"), ("machine_id", "machine"), ("fold", "fold"))
-        if str(row.get(key, "")) not in ("", "nan")
-    ]
-    truth = "cancer" if row["cancer"] == 1 else "no cancer"
-    caption = element(
-        "figcaption",
-        element("b", f"score {row['score']:.3f}"),
-        f" · {truth} · {name}",
-        Markup("<br>"),
-        element("span", f"image {row['image_id']} · {' · '.join(where)}"),
-    )
-    return element("figure", element("div", *pictures, class_="pictures"), caption, class_="case")
-
-
-def _drawn(case: Case, *, plain: bool, height: int = _HEIGHT) -> Image.Image:
-    """Return the picture: plain with the ROI alone, so that the eye can search by itself first."""
-    rows, columns = case.image.shape
-    height = min(height, max(rows, 160))
-    scale = height / rows
-    size = max(1, round(columns * scale)), height
-    grey = Image.fromarray(case.image).resize(size, Image.Resampling.LANCZOS)
-    if plain and case.roi is None:
-        return grey
-    picture = grey.convert("RGB")
-    if not plain and case.heat is not None:
-        strength = Image.fromarray(case.heat).resize(size, Image.Resampling.BILINEAR)
-        share = np.asarray(strength, np.float32).clip(0, 1)
-        colours = matplotlib.colormaps["inferno"](share)[..., :3].astype(np.float32) * 255
-        cover = (_OPAQUE * share)[..., None]
-        base = np.asarray(picture, np.float32)
-        picture = Image.fromarray((base * (1 - cover) + colours * cover).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
-    if plain and case.roi is not None:
-        draw.rectangle(_corners(case.roi, scale), outline=_ROI, width=1)
-    for edges in [] if plain else case.lesions:
-        draw.rectangle(_corners(edges, scale, grow=3), outline=_LESION, width=2)
-    return picture
-
-
-def _corners(edges: Edges, scale: float, grow: float = 0.0) -> tuple[float, float, float, float]:
-    row0, column0, row1, column1 = (edge * scale for edge in edges)
-    x0, y0 = max(0.0, column0 - grow), max(0.0, row0 - grow)
-    return x0, y0, max(x0, column1 - 1 + grow), max(y0, row1 - 1 + grow)
-
-
-def legend(cases: Mapping[str, Sequence[Case]]) -> Markup:
-    """Return what the colours in the pictures mean."""
-    every = [case for group in cases.values() for case in group]
-    parts: list[object] = ["Left the image as the model saw it"]
-    if any(case.heat is not None for case in every):
-        parts.append(
-            ", right with a heat map (Grad-CAM) of what spoke for cancer, each on a scale of its "
-            "own: it tells where, not how much, and a map of a low score is mostly noise"
-        )
-    parts.append(". ")
-    for there, colour, words in (
-        (any(case.roi is not None for case in every), _ROI, "the crop around the breast (ROI)"),
-        (any(case.lesions for case in every), _LESION, "lesion of the table of boxes"),
-    ):
-        if there:
-            key = f'<span class="key" style="background:rgb{colour}"></span>'
-            parts += [Markup(key), words]
-    return Markup("".join(escape(part) for part in parts))

@@ -97,6 +97,11 @@ def _colours(count: int) -> list[str]:
     return [_FOLDS[index % len(_FOLDS)] for index in range(count)]
 
 
+def _legend_below(figure: Figure) -> None:
+    """Put the legend below the axes, where no curve is."""
+    figure.legend(loc="outside lower center", ncols=2)
+
+
 Band = tuple["NDArray[np.float64]", "NDArray[np.float64]", "NDArray[np.float64]"]
 """Positions, and the lowest and highest values there: the interval of a curve."""
 
@@ -122,7 +127,7 @@ def roc(
         axes.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(-0.01, 1), ylim=(0, 1.01))
         axes.set_aspect("equal")
         axes.set_title("ROC, by breast")
-        axes.legend(loc="lower right")
+        _legend_below(figure)
     return drawn[0]
 
 
@@ -148,7 +153,7 @@ def precision_recall(
         axes.set_ylim(0, 1.01)
         axes.set_aspect("equal")
         axes.set_title("Precision and recall, by breast")
-        axes.legend(loc="best")
+        _legend_below(figure)
     return drawn[0]
 
 
@@ -174,7 +179,7 @@ def calibration(
         axes.set(xlabel="mean score", ylabel="share with cancer", xlim=(0, top), ylim=(0, top))
         axes.set_aspect("equal")
         axes.set_title("Calibration, by breast")
-        axes.legend(loc="best")
+        _legend_below(figure)
     return drawn[0]
 
 

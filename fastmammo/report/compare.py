@@ -19,7 +19,9 @@ from fastmammo.report.html import Markup, element, number, page, section, svg, t
 from fastmammo.report.scores import NAMES
 from fastmammo.report.training import write_report
 from fastmammo.training.metrics import compare_runs
+from fastmammo.training.models import build_model
 from fastmammo.training.run import train
+from fastmammo.training.scored import CHOSEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +33,10 @@ _SHORT = {"pr_auc": "PR AUC", "f1": "best F1", "sensitivity_at_90": "sens. at 90
           "pf1": "prob. F1"}  # fmt: skip
 
 
+_FEW = 20
+"""Positive patients from which on an interval by drawing patients is believed."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What models trained alike came to.
@@ -38,11 +44,13 @@ class Comparison:
     models: name → run (folder), metrics (of `evaluate`), parameters, seconds (of all its folds'
         epochs, validation too).
     differences: of `compare_runs`: name → figure → difference to the first, and its interval.
+    positive_patients: patients with cancer among those scored.
     page: the HTML page.
     """
 
     models: dict[str, dict[str, Any]]
     differences: dict[str, dict[str, Any]]
+    positive_patients: int
     page: Path
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,8 +62,26 @@ class Comparison:
             }
             for name, each in self.models.items()
         }
-        found = {"models": models, "differences": self.differences}
+        found: dict[str, Any] = {"models": models, "differences": self.differences}
+        found |= {"positive_patients": self.positive_patients, "caveat": self.caveat}
         return {**found, "page": os.fspath(self.page)}
+
+    @property
+    def caveat(self) -> str:
+        """What is to be known where positive patients are few; "" where they are not."""
+        count = self.positive_patients
+        if count >= _FEW:
+            return ""
+        return (
+            f"{count} positive patient{'s' * (count != 1)}: too few to tell models apart. With "
+            f"fewer than {_FEW} of them, drawing patients gives intervals that are too narrow"
+        )
+
+    @property
+    def chosen(self) -> list[str]:
+        """What is to be known of models whose epochs were chosen on the scores compared here."""
+        by = [each["metrics"].get("epoch_chosen_by") for each in self.models.values()]
+        return [CHOSEN.format(each) for each in dict.fromkeys(filter(None, by))]
 
     def text(self) -> str:
         """Return the table as aligned text, and the differences to the first model."""
@@ -65,7 +91,15 @@ class Comparison:
         for name, each in self.models.items():
             breast = each["metrics"]["breast"]
             figures = ["–" if breast[key] is None else f"{breast[key]:.3f}" for key in _FIGURES]
-            rows.append([name, *figures, f"{each['parameters']:,}", f"{each['seconds'] / 60:.1f}"])
+            mark = " *" if each["metrics"].get("epoch_chosen_by") else ""
+            rows.append(
+                [
+                    f"{name}{mark}",
+                    *figures,
+                    f"{each['parameters']:,}",
+                    f"{each['seconds'] / 60:.1f}",
+                ]
+            )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
@@ -74,6 +108,7 @@ class Comparison:
             )
             for row in rows
         ]
+        lines += [f"* {line}" for line in self.chosen]
         for name, figures_of in self.differences.items():
             for key, each in figures_of.items():
                 low, high = each["interval"]
@@ -81,6 +116,7 @@ class Comparison:
                     f"{name} - {first}: {_title(key)} {each['difference']:+.3f} "
                     f"({low:+.3f} to {high:+.3f})"
                 )
+        lines += [f"note: {self.caveat}"] * bool(self.caveat)
         return "\n".join([*lines, f"page: {self.page}"])
 
 
@@ -109,6 +145,8 @@ def compare_models(
 
     Raises:
         ConfigError: fewer than two, or two names that give one folder.
+        ModelError: no such model, or not for such images; before anything is trained or written.
+        WeightsError: pretrained weights cannot be had; before anything is trained or written.
         FastMammoError: of `train`, before or while a model is trained.
     """
     folders = {name: re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") for name in settings}
@@ -117,14 +155,17 @@ def compare_models(
             f"compare: got {', '.join(settings) or 'nothing'}, wanted two or more, with names that "
             "differ"
         )
+    size = _image_size(Path(source), next(iter(settings.values())))
+    for each in settings.values():  # the second's name may be wrong: known before hours of training
+        build_model(each.model, image_size=size)
     root = Path(out)
     root.mkdir(parents=True, exist_ok=True)
     first_rank = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     models: dict[str, dict[str, Any]] = {}
     scores: dict[str, pd.DataFrame] = {}
     for name, each in settings.items():
-        if note is not None:
-            note(f"model {name}")
+        if progress is not None:
+            progress({"event": "comparison", "model": name})
         started = time.perf_counter()
         result = train(
             table_path,
@@ -146,12 +187,26 @@ def compare_models(
         }
     reduce = next(iter(settings.values())).loop.reduce
     differences = compare_runs(scores, reduce=reduce)
-    found = Comparison(models, differences, root / "compare.html")
+    one = next(iter(scores.values()))
+    positive = int(one.loc[one["cancer"] == 1, "patient_id"].nunique())
+    found = Comparison(models, differences, positive, root / "compare.html")
     if first_rank:
         text = json.dumps(found.to_dict(), indent=2) + "\n"
         write_atomic(os.fspath(root / "compare.json"), [text.encode()], f"{root}/compare.partial")
         write_page(found.page, _page(found, settings))
     return found
+
+
+def _image_size(source: Path, settings: Settings) -> tuple[int, int] | None:
+    """Return rows and columns of the images, where they are known before they are opened."""
+    if settings.preprocess is not None:
+        return settings.preprocess.size
+    try:
+        made = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        rows, columns = made["config"]["size"]
+    except (OSError, ValueError, KeyError, TypeError):  # `train` says what is wrong with it
+        return None
+    return int(rows), int(columns)
 
 
 def _parameters(folder: Path) -> int:
@@ -183,7 +238,7 @@ def _page(found: Comparison, settings: Mapping[str, Settings]) -> str:
     heads = ("model", *(_title(name) for name in _FIGURES), "parameters", "minutes")
     rows = [
         (
-            name,
+            f"{name} *" if each["metrics"].get("epoch_chosen_by") else name,
             *(_with_span(each["metrics"], figure) for figure in _FIGURES),
             each["parameters"],
             number(each["seconds"] / 60, 1),
@@ -209,7 +264,7 @@ def _page(found: Comparison, settings: Mapping[str, Settings]) -> str:
     pairs = [
         (name, _title(figure), Markup(f"{each['difference']:+.3f}"),
          Markup(f"{each['interval'][0]:+.3f} to {each['interval'][1]:+.3f}"),
-         "" if each["interval"][0] <= 0 <= each["interval"][1] else "differs")
+         "" if found.caveat or each["interval"][0] <= 0 <= each["interval"][1] else "differs")
         for name, figures in found.differences.items()
         for figure, each in figures.items()
     ]  # fmt: skip
@@ -223,11 +278,13 @@ def _page(found: Comparison, settings: Mapping[str, Settings]) -> str:
         section(
             "Out of fold, by breast",
             table(heads, rows),
+            *(element("p", f"* {line}") for line in found.chosen),
             element("div", chart, style="max-width:680px"),
             lead="The same folds, epochs and batches for each; minutes are those of this machine.",
         ),
         section(
             f"Differences to {first}",
+            element("p", element("b", f"{found.caveat}.")) if found.caveat else "",
             table(("model", "figure", "difference", "95 % interval", ""), pairs, left=2),
             lead="Paired: each round draws patients once for both models, so that what is hard for "
             "both cancels. An interval without 0 is a difference that other patients would show "

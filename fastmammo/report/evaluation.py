@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastmammo.errors import TableError
 from fastmammo.report.html import notes, page, section, write_page
 from fastmammo.report.scores import headline, score_sections
 from fastmammo.training.metrics import evaluate
+from fastmammo.training.scored import check_rows
 from fastmammo.training.table import read_table
 
 if TYPE_CHECKING:
@@ -95,11 +97,17 @@ def _paths(scores: Path, out: str | os.PathLike[str] | None) -> tuple[Path, Path
 def _read(path: Path) -> pd.DataFrame:
     """Return the scores with ids as text; of a submission `cancer` becomes `score`."""
     try:
+        check_rows(path)
         frame = pd.read_csv(
             path, dtype=dict.fromkeys(_IDS, str), keep_default_na=False,
             na_values={"cancer": [""], "score": [""]},
         )  # fmt: skip
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (
+        csv.Error,
+        pd.errors.ParserError,
+        pd.errors.EmptyDataError,
+        UnicodeDecodeError,
+    ) as error:
         raise TableError(f"{path} is no CSV: {str(error).strip()}") from error
     if "score" not in frame and {"prediction_id", "cancer"} <= set(frame.columns):
         frame = frame.rename(columns={"cancer": "score"})

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from fastmammo.errors import FastMammoError
 from fastmammo.preprocess import Config
-from fastmammo.report.cases import Case
-from fastmammo.training.images import ImagesConfig, open_images
-
-if TYPE_CHECKING:
-    import os
+from fastmammo.report.gallery import Case
+from fastmammo.training.join import join
 
 COUNTED = {
     "cancer": "Cancer",
@@ -59,6 +56,27 @@ def draw_examples(
     said: list[str],
 ) -> list[tuple[str, list[Case]]]:
     """Return some images of each value of the columns that change how an image looks."""
+    if not count:
+        return []
+    # torch stays out where there are no images to show
+    from fastmammo.training.images import ImagesConfig, open_images
+    from fastmammo.training.sources import open_source
+
+    config = config or _small(source)
+    try:
+        files, _ = join(rows, open_source(os.path.abspath(source), config).candidates)
+    except (FastMammoError, OSError) as error:
+        said.append(f"No examples: {error}")
+        return []
+    there = files >= 0
+    if not there.all():
+        said.append(
+            f"{int((~there).sum())} of the table's {len(rows)} rows have no image in {source}"
+            if there.any()
+            else f"No examples: none of the table's {len(rows)} rows has an image in {source}: "
+            "this table does not belong to that folder"
+        )
+    rows = rows[there]
     random = np.random.default_rng(seed)
     groups: list[tuple[str, pd.DataFrame]] = []
     for name in _EXAMPLES:
@@ -68,7 +86,7 @@ def draw_examples(
             chosen = np.sort(random.permutation(len(part))[:count])
             word = _FLAG.get(value, value) if name in ("cancer", "implant") else value
             groups.append((f"{COUNTED[name]}: {word}", part.iloc[chosen]))
-    if not groups or not count:
+    if not groups:
         return []
     wanted = pd.concat([part for _, part in groups])
     wanted = wanted[~wanted.index.duplicated()]
@@ -77,7 +95,7 @@ def draw_examples(
             source,
             wanted.reset_index(drop=True),
             ImagesConfig(storage="ram", missing="drop"),
-            config=config or _small(source),
+            config=config,
         )
     except (FastMammoError, OSError) as error:
         said.append(f"No examples: {error}")
@@ -85,7 +103,7 @@ def draw_examples(
     with images:
         missing = len(wanted) - len(images.kept)
         if missing:
-            said.append(f"{missing} of {len(wanted)} examples have no image: not shown")
+            said.append(f"{missing} of {len(wanted)} examples cannot be read: not shown")
         pixels = images.fetch(images.kept)[:, 0].cpu()
         shift = 0 if images.bits == 8 else 8
         shown = (pixels >> shift).numpy().astype(np.uint8)

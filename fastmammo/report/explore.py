@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fastmammo.report.cases import single_gallery
 from fastmammo.report.examples import COUNTED, draw_examples, texts_of
+from fastmammo.report.gallery import single_gallery
 from fastmammo.report.html import (
     Markup,
     bars,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from fastmammo.preprocess import Config
-    from fastmammo.report.cases import Case
+    from fastmammo.report.gallery import Case
     from fastmammo.training.table import TableOptions
 
 _MOST = 25

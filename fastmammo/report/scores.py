@@ -21,6 +21,7 @@ from fastmammo.report.html import (
     table,
 )
 from fastmammo.training.metrics import by_breast
+from fastmammo.training.scored import CHOSEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,9 +89,11 @@ def headline(metrics: Mapping[str, Any], where: str) -> Markup:
 
     count = metrics["counts"]
     share = count["positive_breasts"] / max(1, count["breasts"])
+    by = metrics.get("epoch_chosen_by")
+    epoch = f"; {CHOSEN.format(by)}" if by else ""
     chosen = "chosen on these scores" if metrics.get("threshold_fitted") else "chosen elsewhere"
     return cards(
-        card(f"ROC AUC by breast, {where}", number(breast["auc"]), f"95 %: {span('auc')}",
+        card(f"ROC AUC by breast, {where}", number(breast["auc"]), f"95 %: {span('auc')}{epoch}",
              main=True),
         card("PR AUC", number(breast["pr_auc"]), f"{span('pr_auc')}; chance {share:.3f}"),
         card("sensitivity at 90 % specificity", number(breast["sensitivity_at_90"]),
@@ -206,7 +209,7 @@ def _confusion(metrics: Mapping[str, Any]) -> Markup:
     if metrics["confusion"] is None:
         return element("p", "No threshold: no breast is positive.")
     (tn, fp), (fn, tp) = metrics["confusion"]
-    return element(
+    drawn = element(
         "table",
         element("caption", f"breasts, threshold {metrics['threshold']:.4g}"),
         element("tr", element("th", "", class_="text"), element("th", "called negative"),
@@ -216,6 +219,7 @@ def _confusion(metrics: Mapping[str, Any]) -> Markup:
         element("tr", element("td", "with cancer", class_="text"),
                 element("td", number(fn), class_="bad"), element("td", number(tp), class_="good")),
     )  # fmt: skip
+    return element("div", drawn, class_="wide")
 
 
 def _span(metrics: Mapping[str, Any], name: str) -> Markup | str:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from fastmammo.errors import CheckpointError
 from fastmammo.report import charts
-from fastmammo.report.cases import choose, gallery, legend, load_cases
+from fastmammo.report.cases import choose, load_cases
+from fastmammo.report.gallery import gallery, legend
 from fastmammo.report.html import (
     Markup,
     element,
@@ -27,6 +28,8 @@ from fastmammo.report.html import (
 )
 from fastmammo.report.scores import headline, score_sections
 from fastmammo.training.members import Run, open_run
+from fastmammo.training.model_config import PRESETS
+from fastmammo.training.run_folder import read_notes
 from fastmammo.training.scored import read_scores
 
 if TYPE_CHECKING:
@@ -41,15 +44,32 @@ BASELINES = "baselines.json"
 _CASES = {
     "false alarms": (
         "False alarms",
-        "Breasts without cancer that score highest. Are they truly negative, or mislabelled; what "
-        "did the model take for a lesion: a scar, a clip, a fold of skin?",
+        "Breasts without cancer that were called positive, the highest scores first. Are they "
+        "truly negative, or mislabelled; what did the model take for a lesion: a scar, a clip, a "
+        "fold of skin?",
+    ),
+    "highest negatives": (
+        "Breasts without cancer that score highest",
+        "Are they truly negative, or mislabelled; what did the model take for a lesion?",
     ),
     "misses": (
         "Misses",
-        "Breasts with cancer that score lowest, each by its highest-scored image: the view in "
-        "which the cancer could best have been seen.",
+        "Breasts with cancer that were called negative, the lowest scores first, each by its "
+        "highest-scored image: the view in which the cancer could best have been seen.",
     ),
-    "hits": ("Hits", "Breasts with cancer that score highest. Does the heat lie on the lesion?"),
+    "lowest positives": (
+        "Lowest-scored cancers",
+        "Of the breasts with cancer those that score lowest, each by its highest-scored image.",
+    ),
+    "hits": (
+        "Found cancers",
+        "Breasts with cancer that were called positive, the highest scores first. Does the heat "
+        "lie on the lesion?",
+    ),
+    "highest positives": (
+        "Highest-scored cancers",
+        "Breasts with cancer that score highest. Does the heat lie on the lesion?",
+    ),
 }
 _FOLD_FIGURES = ("auc", "pr_auc", "pf1", "pf1_best", "sensitivity_at_90", "brier")
 
@@ -67,7 +87,7 @@ def write_report(
 
     Args:
         run_folder: of `train`, with scores of one fold or more.
-        cases: images of each kind (false alarms, misses, hits); 0: none.
+        cases: images of each kind (false alarms, misses, found cancers), at most; 0: none.
         note: called with each of the page's own notes.
 
     Returns:
@@ -95,10 +115,10 @@ def write_report(
         _folds(metrics),
         _stages(run),
         _baselines(run, metrics),
-        _cases(run, oof, cases, remarks),
+        _cases(run, metrics, oof, cases, remarks),
         _time(run),
     ]
-    said = [*metrics["notes"], *remarks]
+    said = list(dict.fromkeys((*metrics["notes"], *read_notes(run.path), *remarks)))
     content += [section("Notes", notes(said)) if said else "", _settings(run)]
     when = datetime.fromtimestamp((run.path / "metrics.json").stat().st_mtime)
     subtitle = (
@@ -240,13 +260,16 @@ def _baselines(run: Run, metrics: Mapping[str, Any]) -> Markup:
     )
 
 
-def _cases(run: Run, oof: pd.DataFrame, count: int, remarks: list[str]) -> Markup:
+def _cases(
+    run: Run, metrics: Mapping[str, Any], oof: pd.DataFrame, count: int, remarks: list[str]
+) -> Markup:
     if not count:
         return Markup("")
     text = {"patient_id": str, "image_id": str, "prediction_id": str, "path": str}
     rows = pd.read_csv(run.path / "table.csv", dtype=text, keep_default_na=False,
                        na_values={"fold": [""]})  # fmt: skip
-    loaded = load_cases(run, rows, choose(oof, count), remarks)
+    chosen = choose(oof, count, metrics["threshold"], metrics["reduce"])
+    loaded = load_cases(run, rows, chosen, remarks)
     parts: list[Markup] = []
     for name, group in loaded.items():
         if group:
@@ -295,6 +318,7 @@ def _settings(run: Run) -> Markup:
         cells = [
             element("tr", element("td", key, class_="text"), element("td", _shown(value)))
             for key, value in (values or {}).items()
+            if not (key == "pretrained" and PRESETS.get(values["model"]) == "small_cnn")
         ]
         if cells:
             parts.append(element("div", element("h3", name), element("table", *cells)))

@@ -15,7 +15,8 @@ _LINE_EVERY_SECONDS = 10.0
 class TrainingProgress:
     """A context manager whose `update(event)` shows a live bar on a terminal, else lines.
 
-    What stays (an epoch, a fold's figures, notes) is printed as a line in both cases.
+    What stays (an epoch, a fold's figures, notes) is printed as a line in both cases; with `quiet`
+    notes alone are.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -52,9 +53,7 @@ class TrainingProgress:
             self._bar.stop()
 
     def note(self, line: str) -> None:
-        """Print a line that the user should read."""
-        if self._quiet:
-            return
+        """Print a line that the user should read, `quiet` or not."""
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -81,6 +80,9 @@ class TrainingProgress:
         elif time.monotonic() - self._last > _LINE_EVERY_SECONDS:
             self._last = time.monotonic()
             print(f"{what} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def _comparison(self, event: dict[str, Any]) -> None:
+        self.note(f"model {event['model']}")
 
     def _images(self, event: dict[str, Any]) -> None:
         self.count("reading images", event["done"], event["total"])

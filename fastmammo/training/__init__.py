@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from fastmammo.training.table import TableOptions, read_table, split_table
 
 _HOMES = {
-    "AugmentConfig": "augment",
+    "AugmentConfig": "augment_config",
     "Augmentation": "augment",
     "BalancedBatches": "sampler",
     "Batches": "batches",
-    "ImagesConfig": "images",
+    "ImagesConfig": "images_config",
     "LoopConfig": "settings",
     "Loss": "losses",
-    "ModelConfig": "models",
+    "ModelConfig": "model_config",
     "PlainBatches": "sampler",
     "RunResult": "run",
     "SamplingConfig": "sampler",

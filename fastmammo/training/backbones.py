@@ -13,21 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmammo.errors import ModelError
+from fastmammo.training.model_config import PRESETS
 from fastmammo.training.small_cnn import SmallCNN
 from fastmammo.training.weights import pretrained_model
-
-PRESETS: dict[str, str] = {
-    "small_cnn": "small_cnn",
-    "efficientnet": "tf_efficientnetv2_s",
-    "efficientnet_small": "efficientnet_b0",
-    "resnet": "resnet50",
-    "vgg": "vgg16_bn",
-    "squeezenet": "mobilenetv3_small_100",
-    "densenet": "densenet121",
-    "convnext": "convnext_tiny",
-}
-"""Short names, and the models they stand for. timm has no SqueezeNet: a MobileNetV3 of its class
-(few weights, made of squeezing and expanding 1 x 1 convolutions) stands in."""
 
 
 class Backbone(nn.Module):

@@ -10,10 +10,15 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
+
+from fastmammo.errors import TableError
+from fastmammo.training.permutations import occurrences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +67,8 @@ class Batch:
     positions: NDArray[np.int64]
     """(m,) the sampler's positions: m = n without units, else the number of units."""
     groups: torch.Tensor | None
-    """int64 (n,) on the device: which of the m units an image belongs to; None without units."""
+    """int64 (n,) on the device: which of the m units an image belongs to, each of them has one or
+    more; None without units."""
     waited: float
     """Seconds that the reader stood waiting for this batch."""
 
@@ -92,7 +98,8 @@ class Batches:
     Args:
         images: gives the pixels: `open_images`.
         sampler: gives an epoch's positions, batch by batch; where it has an attribute `accumulate`,
-            so many batches are one optimiser step.
+            so many batches are one optimiser step; where it has `repeats`, that numbers a
+            position's showings within a step, over all ranks.
         rows: (positions,) the table's row of each of the sampler's positions.
         labels: (positions,) above 0.5 is positive, for the augmentation's `positive_strength`.
         augment: None for no augmentation, as in validation.
@@ -176,7 +183,7 @@ class Batches:
         try:
             with torch.no_grad():
                 if self.device.type == "cuda":
-                    with torch.cuda.device(self.device), torch.cuda.stream(_new_stream()):
+                    with torch.cuda.device(self.device), torch.cuda.stream(_stream(self.device)):
                         self._make_all(epoch, hand_over, stop)
                 else:
                     self._make_all(epoch, hand_over, stop)
@@ -187,13 +194,22 @@ class Batches:
 
     def _make_all(self, epoch: int, hand_over: HandOver, stop: threading.Event) -> None:
         accumulate = int(getattr(self.sampler, "accumulate", 1))
+        numbered = getattr(self.sampler, "repeats", None)
+        numbers = repeat(None) if numbered is None else numbered(epoch)
         for index, positions in enumerate(self.sampler.epoch(epoch)):
             if stop.is_set():
                 return
-            hand_over(self._make(epoch, index // accumulate, np.asarray(positions, np.int64)))
+            own = np.asarray(positions, np.int64)
+            number = next(numbers)
+            number = occurrences(own) if number is None else number
+            hand_over(self._make(epoch, (index // accumulate << 16) + number, own))
 
-    def _make(self, epoch: int, step: int, positions: NDArray[np.int64]) -> _Made:
-        """Return a batch: its images fetched, scaled to [0, 1] and augmented."""
+    def _make(self, epoch: int, showings: NDArray[np.int64], positions: NDArray[np.int64]) -> _Made:
+        """Return a batch: its images fetched, scaled to [0, 1] and augmented.
+
+        Args:
+            showings: (m,) tells apart the showings of a position within the epoch.
+        """
         groups = None
         labels = self.labels[positions]
         if self.units is None:
@@ -201,14 +217,18 @@ class Batches:
         else:
             parts = [np.asarray(self.units[position], np.int64) for position in positions]
             sizes = [len(part) for part in parts]
+            if 0 in sizes:
+                raise TableError(
+                    f"batches: unit {positions[sizes.index(0)]} has no image, wanted one or more: "
+                    "a breast without an image has no score"
+                )
             rows = np.concatenate(parts) if parts else np.empty(0, np.int64)
             group = np.repeat(np.arange(len(parts)), sizes)
-            labels = labels[group]
+            labels, showings = labels[group], showings[group]
             groups = torch.from_numpy(group).to(self.device)
         images = self.images.fetch(rows).to(torch.float32).div_((1 << self.images.bits) - 1)
         if self.augment is not None:
-            repeats = (step << 16) + _occurrence(rows)
-            images = self.augment(images, (self.seed, epoch, rows), labels > 0.5, repeats)
+            images = self.augment(images, (self.seed, epoch, rows), labels > 0.5, showings)
         done = None
         if self.device.type == "cuda":
             done = torch.cuda.current_stream(self.device).record_event()
@@ -227,17 +247,11 @@ class Batches:
                 tensor.record_stream(stream)
 
 
-def _new_stream() -> torch.cuda.Stream:
-    """Return a stream of the current GPU that runs beside the reader's."""
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+@lru_cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a GPU that runs beside the reader's: one for the whole process.
 
-
-def _occurrence(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each row how often it stands further in front."""
-    order = np.argsort(rows, kind="stable")
-    ordered = rows[order]
-    place = np.arange(len(rows))
-    starts = np.maximum.accumulate(np.where(np.r_[True, ordered[1:] != ordered[:-1]], place, 0))
-    found = np.empty(len(rows), np.int64)
-    found[order] = place - starts
-    return found
+    torch keeps freed memory for the stream that it was taken on: with a stream an epoch, each epoch
+    would take its own and none would be used again.
+    """
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

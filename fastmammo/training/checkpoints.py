@@ -34,8 +34,11 @@ def save_checkpoint(path: Path, state: State) -> None:
     write_atomic(os.fspath(path), [buffer.getbuffer()], f"{os.fspath(path)}.partial")
 
 
-def load_checkpoint(path: Path) -> State:
+def load_checkpoint(path: Path, *, resuming: bool = False) -> State:
     """Read a checkpoint onto the CPU, as tensors and plain values: no code in it is ever run.
+
+    Args:
+        resuming: it is read to train on, not to score: damage has another remedy then.
 
     Raises:
         CheckpointError: it is not there, is damaged, is of another program or of a later version,
@@ -50,12 +53,11 @@ def load_checkpoint(path: Path) -> State:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, or is damaged; nothing of it was "
-            f"run: {str(error).splitlines()[0]}"
+            f"run. {_remedy(path, resuming)}"
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(
-            f"{path} is damaged: {str(error).splitlines()[0] if str(error) else error!r}. Remove "
-            "it to train the fold anew, or take it from a copy"
+            f"{path} is damaged: {_damage(path, error)}. {_remedy(path, resuming)}"
         ) from error
     if not isinstance(state, dict) or state.get("kind") != KIND:
         raise CheckpointError(f"{path} is no checkpoint of fastmammo's trainer")
@@ -65,6 +67,28 @@ def load_checkpoint(path: Path) -> State:
             f"fastmammo {state.get('identity', {}).get('fastmammo', '(unknown)')}: use that version"
         )
     return state
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """Say in a few words what is wrong: torch's own words are of its archives' insides."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    size = path.stat().st_size
+    if not size:
+        return "it is empty"
+    # an archive's directory stands at its end
+    whole = zipfile.is_zipfile(path)
+    return "its content is broken" if whole else f"it is cut short, at {size} bytes, or no archive"
+
+
+def _remedy(path: Path, resuming: bool) -> str:
+    best = path.with_name("best.pt")
+    beside = path.name != best.name and best.exists()
+    if resuming:
+        lost = " (best.pt beside it can be scored with, not gone on with)" if beside else ""
+        return f"Take it from a copy, or remove it: the fold is then trained from its start{lost}"
+    instead = ", or copy best.pt, the weights of the best epoch, over it" if beside else ""
+    return f"Take it from a copy{instead}, or remove it and train its fold again with resume"
 
 
 def check_identity(path: Path, state: State, identity: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ COLUMNS = (*GIVEN[:-2], "prediction_id", "path", "fold")
 """The columns of every table, in order; others of the CSV follow."""
 
 _IDS = ("patient_id", "image_id", "site_id", "machine_id")
-_NUMBERS = ("cancer", "age", "implant", "biopsy", "invasive", "BIRADS", "difficult_negative_case")
+FLOATS = ("cancer", "age", "implant", "biopsy", "invasive", "BIRADS", "difficult_negative_case")
 
 
 def read_csv(path: str) -> tuple[pd.DataFrame, list[int]]:
@@ -145,7 +145,7 @@ def typed(
     if own is not None and list(own) != found["prediction_id"]:
         notes.append("prediction_id: that of the table is not patient_laterality, which is used")
     table = pd.DataFrame({name: found[name] for name in COLUMNS})
-    table = table.astype({**dict.fromkeys(_NUMBERS, np.float64), "fold": np.int64})
+    table = table.astype({**dict.fromkeys(FLOATS, np.float64), "fold": np.int64})
     used = set(names.values())
     rest = [name for name in raw.columns if name not in used and name not in COLUMNS]
     whole: pd.DataFrame = pd.concat([table, raw[rest]], axis=1)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import distributed
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from fastmammo.errors import ConfigError
+from fastmammo import errors
+from fastmammo.errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import nn
 
     from fastmammo.training.settings import LoopConfig
 
@@ -46,7 +53,9 @@ def open_fabric(loop: LoopConfig) -> Fabric:
         accelerator="cuda" if cuda else "cpu",
         devices=processes,
         num_nodes=max(1, world // processes),
-        strategy="ddp" if world > 1 else "auto",
+        # each rank's BatchNorm follows its own images until `average_buffers`: DDP would overwrite
+        # them with the first rank's at every step, and so forget what the others have seen
+        strategy=DDPStrategy(broadcast_buffers=False) if world > 1 else "auto",
         precision=_precision(loop.precision, cuda),  # type: ignore[arg-type]
     )
     fabric.launch()
@@ -70,6 +79,11 @@ def _precision(asked: str, cuda: bool) -> str:
     return asked
 
 
+def precision_of(fabric: Fabric) -> str:
+    """Return what a Fabric computes in: "32-true", "bf16-mixed" or "16-mixed"."""
+    return str(fabric.strategy.precision.precision)
+
+
 def on_first_rank(fabric: Fabric, action: Callable[[], T]) -> T:
     """Return on every rank what the first rank's action returns, or raise there what it raises.
 
@@ -89,17 +103,103 @@ def on_first_rank(fabric: Fabric, action: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def agree(fabric: Fabric, failure: Exception | None) -> None:
+    """Raise on every rank what failed on one of them; return where nothing did.
+
+    Every rank calls this at the same place. A rank that raised alone would leave the others waiting
+    for its gradients, until they fail for want of it and tell nothing of the reason.
+
+    Args:
+        failure: what has failed on this rank.
+
+    Raises:
+        Exception: `failure`; or that of the first rank that has one, as its class of
+            `fastmammo.errors` (else TrainingError) with its text.
+    """
+    if fabric.world_size == 1:
+        if failure is not None:
+            raise failure
+        return
+    # on the hosts alone: a GPU's queue would have to run empty for it
+    group = _host_group(distributed.get_backend())
+    failed = torch.tensor([failure is not None], dtype=torch.int32)
+    distributed.all_reduce(failed, group=group)
+    if not failed:
+        return
+    told: list[tuple[str, str] | None] = [None] * fabric.world_size
+    own = None if failure is None else (type(failure).__name__, str(failure))
+    distributed.all_gather_object(told, own, group=group)
+    rank, (name, text) = next((at, each) for at, each in enumerate(told) if each is not None)
+    if failure is not None and rank == fabric.global_rank:
+        raise failure
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, errors.FastMammoError):
+        raise kind(f"{text} (in process {rank})") from failure
+    raise TrainingError(f"process {rank} failed: {name}: {text}") from failure
+
+
+def on_every_rank(fabric: Fabric, action: Callable[[], T]) -> T:
+    """Return what the action returns on this rank, or raise on all what it raises on one.
+
+    Raises:
+        Exception: see `agree`.
+    """
+    outcome: T | None = None
+    failure: Exception | None = None
+    try:
+        outcome = action()
+    except Exception as error:  # raised below, on every rank
+        failure = error
+    agree(fabric, failure)
+    return outcome  # type: ignore[return-value]
+
+
+@lru_cache
+def _host_group(backend: str) -> distributed.ProcessGroup | None:
+    """Return the group in which the ranks' hosts talk: gloo's; None is the one that there is."""
+    if backend == "gloo":
+        return None
+    group = distributed.new_group(backend="gloo")
+    return group if isinstance(group, distributed.ProcessGroup) else None
+
+
+def average_buffers(fabric: Fabric, modules: Iterable[nn.Module]) -> None:
+    """Give every rank the mean over the ranks of the statistics that BatchNorm keeps.
+
+    They follow each rank's own images. Without this the ranks would score their shares of the
+    validation by models that differ, and last.pt would hold the first rank's.
+    """
+    if fabric.world_size == 1:
+        return
+    for module in modules:
+        buffers = [each for norm in batch_norms(module) for each in norm.buffers(recurse=False)]
+        buffers = [each for each in buffers if each.is_floating_point()]
+        if not buffers:
+            continue
+        flat = torch.cat([each.detach().float().flatten() for each in buffers])
+        mean: torch.Tensor = fabric.all_reduce(flat, reduce_op="mean")  # type: ignore[assignment]
+        sizes = [each.numel() for each in buffers]
+        for buffer, part in zip(buffers, torch.split(mean, sizes), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a network that keep statistics of the batches they have seen."""
+    return [each for each in module.modules() if isinstance(each, BatchNorm)]
+
+
 @contextmanager
 def algorithms(deterministic: bool) -> Iterator[None]:
-    """Compute by deterministic algorithms alone within the block, where asked for."""
-    if not deterministic:
-        yield
-        return
+    """Compute by deterministic algorithms alone within the block, where asked for.
+
+    Else cuDNN measures which algorithm is the fastest for a shape, once for each.
+    """
     was, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    # cuBLAS reads it when it starts: without it, its sums depend on how streams interleave
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    if deterministic:
+        # cuBLAS reads it when it starts: without it, its sums depend on how streams interleave
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not deterministic
     try:
         yield
     finally:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fastmammo.training.devices import agree
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -75,18 +77,26 @@ def of_each(
         compute: gives (m, ...) of a batch of m positions.
     """
     found: torch.Tensor | None = None
-    rank, ranks = fabric.global_rank, fabric.world_size
-    with torch.inference_mode(), fabric.autocast():
-        for batch in batches.epoch(0):
-            values = compute(batch).double()
-            if found is None:
-                found = torch.zeros((count, *values.shape[1:]), dtype=torch.float64)
-            own = batch.positions % ranks == rank
-            found[torch.from_numpy(batch.positions[own])] = values.cpu()[torch.from_numpy(own)]
+    failure: Exception | None = None
+    rank, ranks, device = fabric.global_rank, fabric.world_size, fabric.device
+    try:
+        with torch.inference_mode(), fabric.autocast():
+            for batch in batches.epoch(0):
+                values = compute(batch).double()
+                if found is None:
+                    shape = (count, *values.shape[1:])
+                    found = torch.zeros(shape, dtype=torch.float64, device=device)
+                own = np.flatnonzero(batch.positions % ranks == rank)
+                # gathered where they are: the host would wait for the GPU at every batch
+                places = torch.from_numpy(batch.positions[own]).to(device, non_blocking=True)
+                found[places] = values[torch.from_numpy(own).to(device, non_blocking=True)]
+    except Exception as error:  # raised below, on every rank
+        failure = error
+    agree(fabric, failure)
     if found is None:
         return np.zeros(0)
     # every position is one rank's and 0 on the others: the sum is exact, and nothing stands twice
-    summed = fabric.all_reduce(found.to(fabric.device), reduce_op="sum")
+    summed = fabric.all_reduce(found, reduce_op="sum")
     gathered: NDArray[np.float64] = summed.cpu().numpy()  # type: ignore[union-attr]
     return gathered
 
@@ -103,7 +113,7 @@ def cancer_logits(
 
     def compute(batch: Batch) -> torch.Tensor:
         images = batch.images.flip(-1) if flip else batch.images
-        outputs: dict[str, torch.Tensor] = model(images, batch.groups)
+        outputs: dict[str, torch.Tensor] = model(images, batch.groups, len(batch.positions))
         return outputs["cancer"]
 
     return of_each(fabric, batches, count, compute)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
 from fastmammo.errors import ConfigError, LeakError, TableError
-from fastmammo.training.values import some
+from fastmammo.training.values import rows_have, some
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -41,6 +40,8 @@ def assign_folds(table: pd.DataFrame, folds: int = 4, seed: int = 0) -> NDArray[
         ConfigError: fewer than 2 folds.
         TableError: labels are missing, or a fold would have no positive or no negative breast.
     """
+    from sklearn.model_selection import StratifiedGroupKFold
+
     if folds < 2:
         raise ConfigError(f"folds: got {folds}, wanted 2 or more")
     breasts = _breasts(table)
@@ -86,7 +87,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> NDArray[np.int64]:
         seed: 0 or more.
 
     Returns:
-        int64 (N,): 0 held out, 1 for training.
+        int64 (N,): 0 held out, -1 for training: in no validation, in every training.
 
     Raises:
         ConfigError: a share that is not inside of (0, 1).
@@ -111,7 +112,7 @@ def hold_out(table: pd.DataFrame, share: float, seed: int) -> NDArray[np.int64]:
         order = np.lexsort((random.random(count), group["place"].to_numpy().astype(str)))
         chosen = np.floor((np.arange(wanted) + random.random()) * count / wanted).astype(np.int64)
         held += list(group.index[order[chosen]])
-    return np.where(table["patient_id"].isin(held), 0, 1).astype(np.int64)
+    return np.where(table["patient_id"].isin(held), 0, -1).astype(np.int64)
 
 
 def check_split(table: pd.DataFrame, fold: ArrayLike) -> None:
@@ -141,6 +142,21 @@ def check_split(table: pd.DataFrame, fold: ArrayLike) -> None:
             "would be tested on patients that it was trained on. Split by patient: `fastmammo "
             "split`, or leave the column out by columns='fold='"
         )
+
+
+def check_both(table: pd.DataFrame) -> None:
+    """Refuse a table without any positive, or without any negative.
+
+    Raises:
+        TableError: says which is absent.
+    """
+    for name, value, other in (("positive", 1, 0), ("negative", 0, 1)):
+        if not (table["cancer"] == value).any():
+            raise TableError(
+                f"the table has no {name} at all (column cancer: all {other} in {len(table)} "
+                "rows): nothing can be learnt or measured. Is it the right column (columns="
+                "'cancer=...'), or are positives written in other words (positive_labels)?"
+            )
 
 
 def undersample(rows: ArrayLike, labels: ArrayLike, ratio: float, seed: int) -> NDArray[np.int64]:
@@ -218,7 +234,8 @@ def _breasts(table: pd.DataFrame) -> pd.DataFrame:
     """Give one row a breast: patient_id, positive, images, and its place: site or machine."""
     missing = int(table["cancer"].isna().sum())
     if missing:
-        raise TableError(f"split: {missing} rows have no label in cancer, wanted 0 or 1 in each")
+        raise TableError(f"split: {rows_have(missing)} no label in cancer, wanted 0 or 1 in each")
+    check_both(table)
     by_machine = (table["site_id"] == "").all()
     work = table[["patient_id", "prediction_id"]].copy()
     work["place"] = table["machine_id" if by_machine else "site_id"]

@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastmammo.errors import ConfigError
+from fastmammo.training.model_config import AUXILIARY, DENSITIES, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
 
-VIEWS = ("CC", "MLO")
-"""The views that the view head tells apart, where none are named; others have no target."""
-
-DENSITIES = ("A", "B", "C", "D")
 AGE_CENTRE, AGE_SCALE = 60.0, 15.0  # years: the age head's target is near 0, within about ±2
-
-
-@dataclass(frozen=True)
-class Auxiliary:
-    """What a head tells: "binary" (a logit), "classes" (a logit each) or "number"."""
-
-    kind: str
-    outputs: int = 1
-
-
-AUXILIARY: dict[str, Auxiliary] = {
-    "view": Auxiliary("classes", len(VIEWS)),
-    "biopsy": Auxiliary("binary"),
-    "invasive": Auxiliary("binary"),
-    "BIRADS": Auxiliary("classes", 3),
-    "density": Auxiliary("classes", len(DENSITIES)),
-    "age": Auxiliary("number"),
-}
-"""The auxiliary heads; view has as many outputs as views were named."""
-
-
-def parse_auxiliary(text: str) -> tuple[str, ...]:
-    """Read the names of `ModelConfig.auxiliary`, separated by commas.
-
-    Raises:
-        ConfigError: a name that no head has, or one named twice.
-    """
-    names = tuple(each.strip() for each in text.split(",") if each.strip())
-    unknown = [name for name in names if name not in AUXILIARY]
-    if unknown or len(set(names)) < len(names):
-        raise ConfigError(
-            f"auxiliary: got {text!r}, allowed are {', '.join(AUXILIARY)}, each once, "
-            "separated by commas"
-        )
-    return names
 
 
 class Heads(nn.Module):

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from fastmammo.errors import ConfigError, TableError
+from fastmammo.errors import ConfigError, TableError, TrainingError
+from fastmammo.training.fingerprint import fingerprint
+from fastmammo.training.images_config import ImagesConfig
 from fastmammo.training.join import join, missing_text, name_of
-from fastmammo.training.options import check_choices, check_range, option
 from fastmammo.training.sources import DicomSource, open_source
-from fastmammo.training.storage import local_rank, open_store
+from fastmammo.training.storage import in_memory, local_rank, open_kept, open_store
+from fastmammo.training.store import FileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+__all__ = ["Images", "ImagesConfig", "open_images"]
+
 _AT_ONCE = 32
 """Images read together: enough for the threads, few enough to show progress."""
 
@@ -39,50 +43,6 @@ _REMEDY = (
     "Convert what is missing, correct the table (patient_id, image_id, path), or set missing=drop "
     "to leave these rows out"
 )
-
-
-@dataclass(frozen=True)
-class ImagesConfig:
-    """Where the finished images are kept between the epochs, and what if one is not there."""
-
-    storage: str = option(
-        "auto",
-        "where the images lie between the epochs: device (the GPU's memory), pinned (the host's, "
-        "locked for fast copies), ram, memmap (a file); auto: the first of these that has room",
-        choices=("auto", "device", "pinned", "ram", "memmap"),
-    )
-    image_cache: str | None = option(
-        None,
-        "folder to keep decoded images in, for memmap: found again by later runs, and shared by "
-        "the processes of one machine; by default a temporary one, removed at the end",
-        metavar="FOLDER",
-    )
-    budget_gb: float | None = option(
-        None,
-        "memory that auto may fill, in GB; by default half of what is free",
-        type=float,
-        metavar="GB",
-    )
-    missing: str = option(
-        "error",
-        "rows of the table without an image: error, or drop to leave them out, which decodes every "
-        "DICOM before the training",
-        choices=("error", "drop"),
-    )
-    prefetch: int = option(2, "batches that are made ahead")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_range(self, "prefetch", 1, 64, whole=True)
-        if self.budget_gb is not None:
-            check_range(self, "budget_gb", 0, 1e6)
-        if self.image_cache is not None:
-            object.__setattr__(self, "image_cache", os.fspath(self.image_cache))
-            if not self.image_cache or self.storage not in ("auto", "memmap"):
-                raise ConfigError(
-                    f"image_cache: got {self.image_cache!r} with storage={self.storage}; wanted a "
-                    "folder, with storage=memmap or auto"
-                )
 
 
 class Images:
@@ -98,6 +58,8 @@ class Images:
         files: NDArray[np.int64],
         table: pd.DataFrame,
         device: torch.device,
+        kept: FileStore | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         self.size: tuple[int, int] = source.size
         self.bits: int = source.bits
@@ -110,8 +72,13 @@ class Images:
         """The table's rows that have an image, in order: all of them, unless missing="drop"."""
         self.dropped: dict[int, str] = {}
         """With missing="drop" the other rows, and why they have no image."""
+        self.failures: dict[int, str] = {}
+        """Rows whose file was found to be undecodable when it was asked for, and why."""
+        self.files: NDArray[np.int64] = files
+        """(N,) each row's file, by its place in the source (its row of manifest.csv); -1: none."""
         self.device = device
         self._source, self._store, self._table = source, store, table
+        self._copy, self._note = kept, note
         self._slots = np.full(len(files), -1, np.int64)
         self._slots[self.kept] = np.arange(len(self.kept))
         self._slot_files, self._slot_rows = files[self.kept], self.kept
@@ -156,6 +123,7 @@ class Images:
             )
         failures = self._load(rows)
         if failures:
+            self.failures |= failures
             row, why = min(failures.items())
             raise TableError(
                 f"images: {name_of(self._table, row)}: {why}. Remove it from the table, or set "
@@ -164,9 +132,56 @@ class Images:
         pages = self._store.get(self._slots[rows], self.device)
         return pages if self.bits == 8 else pages.to(torch.int32).bitwise_and_(0xFFFF)
 
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change with the pixels: see `fingerprint`.
+
+        Raises:
+            TableError: a file cannot be read.
+        """
+        return fingerprint(self._source, self._slot_files[self._slots[self.kept]])
+
     def close(self) -> None:
         """Give back the memory, and remove a temporary file."""
         self._store.close()
+        if self._copy is not None:
+            self._copy.close()
+
+    def placed(self, row: int) -> tuple[int, int, int, int] | None:
+        """Return where the breast's crop lies in a DICOM's image; None where that is not known.
+
+        Of a converted folder manifest.csv tells.
+        """
+        known = self._source.placed if isinstance(self._source, DicomSource) else {}
+        return known.get(int(self.files[row]))
+
+    @contextmanager
+    def all_failures(self, progress: Progress | None = None) -> Iterator[None]:
+        """Within the block: where a file cannot be decoded, look for all such files before raising.
+
+        The first one ends the block. The others would each end another run, hours later; so what
+        has not been decoded yet is decoded now, and kept where the images are kept.
+
+        Raises:
+            TableError: names the rows, and says where the decoded images are.
+        """
+        try:
+            yield
+        except TableError as error:
+            if not self.failures or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise
+            if self._note is not None:
+                self._note(f"{error}. Looking for further such files: all images are decoded now")
+            found = self.read_all(progress)
+            store = self._copy or self._store
+            where = ""
+            if isinstance(store, FileStore):
+                folder = os.path.dirname(store.folder)
+                where = (
+                    f". What is decoded lies in {folder}: a new run with image_cache={folder} and "
+                    "missing=drop does not decode it again"
+                )
+            text = missing_text(self._table, found, self._source.root)
+            raise TableError(f"images: {text}. {_REMEDY}{where}") from error
 
     def read_all(self, progress: Progress | None = None) -> dict[int, str]:
         """Read every image that is not in the store yet; return why rows could not be read.
@@ -193,11 +208,33 @@ class Images:
             slots = self._store.missing(self._slots[rows])
             if not len(slots):
                 return {}
+            if self._copy is not None:
+                absent = self._copy.missing(slots)
+                there = np.setdiff1d(slots, absent)
+                if len(there):
+                    pages = self._copy.get(there, torch.device("cpu"))[:, 0]
+                    self._store.put(there, pages)
+                slots = absent
+            if not len(slots):
+                return {}
             loaded = self._source.load(self._slot_files[slots].tolist())
             if loaded.positions:
                 self._store.put(slots[loaded.positions], loaded.images)
+                self._keep(slots[loaded.positions], loaded.images)
         wanted = self._slot_rows[slots]
         return {int(wanted[place]): why for place, why in loaded.failures.items()}
+
+    def _keep(self, slots: NDArray[np.int64], images: torch.Tensor) -> None:
+        """Write images to the file for later processes; the run does without it if it must."""
+        if self._copy is None:
+            return
+        try:
+            self._copy.put(slots, images)
+        except TrainingError as error:
+            self._copy.close()
+            self._copy = None
+            if self._note is not None:
+                self._note(f"decoded images are no longer kept for a run that goes on: {error}")
 
 
 def open_images(
@@ -209,6 +246,7 @@ def open_images(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     note: Callable[[str], None] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> Images:
     """Find the image of each row of a table, and make ready to give any of them.
 
@@ -225,6 +263,9 @@ def open_images(
         device: where `Images.fetch` puts the images.
         progress: called with (images read, images to read) where images are read now.
         note: called with a line on what was decided: the storage, rows left out.
+        scratch: folder for what goes to a disk without an `image_cache`: decoded DICOMs, kept there
+            and found again by a later call, and temporary files; it is the caller's to remove.
+            None: nothing is kept, and temporary files are where the system puts them.
 
     Raises:
         TableError: the source is no such folder or damaged; rows have no image (with "error"), or
@@ -244,9 +285,14 @@ def open_images(
     files, reasons = join(table, opened.candidates)
     if reasons and (options.missing == "error" or not (files >= 0).any()):
         raise TableError(f"images: {missing_text(table, reasons, folder)}. {_REMEDY}")
-    store = open_store(opened, files[files >= 0], options, device)
+    aside = None if scratch is None else os.path.abspath(scratch)
+    used = files[files >= 0]
+    store = open_store(opened, used, options, device, aside)
+    copy, kept_line = (
+        open_kept(opened, used, store, aside) if options.image_cache is None else (None, "")
+    )
     known = [name for name in ("patient_id", "image_id", "path") if name in table]
-    images = Images(opened, store, files, table[known].copy(), device)
+    images = Images(opened, store, files, table[known].copy(), device, copy, note)
     try:
         if not isinstance(opened, DicomSource) or options.missing == "drop":
             failures = images.read_all(progress)
@@ -263,6 +309,13 @@ def open_images(
             f"{len(images.kept)} images of {rows} x {columns} pixels, {images.bits} bits, in "
             f"{images.storage}"
         )
+        if kept_line:
+            note(kept_line)
+        if isinstance(store, FileStore) and in_memory(store.folder):
+            note(
+                f"{store.folder} lies in the machine's memory (tmpfs), not on a disk: name a "
+                "folder of a disk with image_cache"
+            )
         if reasons:
             note(f"left out: {missing_text(table, reasons, folder)}")
     return images

@@ -151,4 +151,5 @@ def missing_text(table: pd.DataFrame, reasons: Mapping[int, str], source: str) -
         names = ", ".join(name_of(table, row) for row in rows)
         lines.append(f"{count} {reason}: {names}{', ...' if count > _SHOWN else ''}")
     shown = "; ".join(lines[:_SHOWN]) + ("; ..." if len(lines) > _SHOWN else "")
-    return f"{len(reasons)} of the table's {len(table)} rows have no image in {source}: {shown}"
+    have = "has" if len(reasons) == 1 else "have"
+    return f"{len(reasons)} of the table's {len(table)} rows {have} no image in {source}: {shown}"

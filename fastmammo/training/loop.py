@@ -17,12 +17,12 @@ from fastmammo.training.checkpoints import (
     load_weights,
     save_checkpoint,
 )
-from fastmammo.training.devices import on_first_rank, seed_epoch
+from fastmammo.training.devices import agree, average_buffers, on_first_rank, seed_epoch
 from fastmammo.training.divergence import Watch
 from fastmammo.training.logs import Events, write_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from pathlib import Path
 
     import numpy as np
@@ -121,8 +121,8 @@ def train_epoch(training: Training) -> dict[str, Any]:
     seen = torch.zeros(4, dtype=torch.float64)  # images, positions, positives, seconds waited
     lr = training.loop.lr
 
-    def counted(found: Iterable[Batch]) -> Iterable[Batch]:
-        for batch in found:
+    def counted(found: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in together(fabric, found):
             labels = training.labels[batch.positions]
             seen.add_(
                 torch.tensor([len(batch.rows), len(labels), labels.sum(), batch.waited]).double()
@@ -130,8 +130,9 @@ def train_epoch(training: Training) -> dict[str, Any]:
             yield batch
 
     with closing(cast("Generator[Batch]", training.batches.epoch(epoch))) as batches:
+        shown = counted(batches)
         for step in range(1, steps + 1):
-            loss = add_gradients(training, counted(islice(batches, training.loop.accumulate)))
+            loss = add_gradients(training, islice(shown, training.loop.accumulate))
             lr = float(training.schedule.get_last_lr()[0])
             scale = watch.scale()
             norm = update_weights(training)
@@ -167,6 +168,24 @@ def train_epoch(training: Training) -> dict[str, Any]:
     }
 
 
+def together(fabric: Fabric, batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield this rank's batches, as long as every rank has got its own.
+
+    Raises:
+        Exception: what failed on a rank, on all of them: see `agree`.
+    """
+    while True:
+        batch, failure = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # raised below, on every rank
+            failure = error
+        agree(fabric, failure)
+        if batch is None:
+            return
+        yield batch
+
+
 def add_gradients(training: Training, micro_batches: Iterable[Batch]) -> torch.Tensor:
     """Add up the gradients of one optimiser step, and return its mean loss on this rank.
 
@@ -179,7 +198,7 @@ def add_gradients(training: Training, micro_batches: Iterable[Batch]) -> torch.T
     for index, batch in enumerate(micro_batches, start=1):
         # the ranks need to agree once a step only: on the sum
         with training.fabric.no_backward_sync(training.model, enabled=index < count):
-            outputs = training.model(batch.images, batch.groups)
+            outputs = training.model(batch.images, batch.groups, len(batch.positions))
             loss = training.loss(outputs, training.targets(batch)) / count
             training.fabric.backward(loss)
         total += loss.detach()
@@ -205,6 +224,8 @@ def validate_epoch(training: Training) -> dict[str, Any]:
     """Return the validation metrics, and whether this epoch is the best so far."""
     started = time.perf_counter()
     offset = training.prior_offset(training.epoch)
+    modules = [training.module] + ([training.average.module] if training.average else [])
+    average_buffers(training.fabric, modules)
     metrics = training.validate(training.evaluated, offset)
     earlier = [_rank(row, training.loop.monitor) for row in training.history]
     best = not earlier or _rank(metrics, training.loop.monitor) > max(earlier)
@@ -265,7 +286,7 @@ def restore(training: Training) -> str:
     path = training.folder / "last.pt"
     if not on_first_rank(training.fabric, path.exists):
         return ""
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, resuming=True)
     check_identity(path, state, training.identity)
     load_weights(path, training.module, state["module"])
     if training.average is not None:

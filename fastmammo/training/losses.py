@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from fastmammo.errors import ConfigError, ModelError
-from fastmammo.training.heads import AUXILIARY
+from fastmammo.training.model_config import AUXILIARY
 
 KINDS = ("bce", "focal")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fastmammo.errors import CheckpointError, ConfigError
 from fastmammo.training.checkpoints import differences, load_checkpoint, load_weights
 from fastmammo.training.evaluation import cancer_logits, open_batches
 from fastmammo.training.models import build_model
+from fastmammo.training.one_fold import micro_batch, scores_of_logits
 from fastmammo.training.run_folder import pixel_settings, read_config
 from fastmammo.training.settings import Settings
 from fastmammo.training.subsets import make_subset
@@ -41,6 +41,16 @@ class Run:
     def pixels(self) -> dict[str, Any]:
         """The pre-processing's settings that its images were made with."""
         return pixel_settings(self.config["source"])
+
+    @property
+    def precision(self) -> str:
+        """What the training was computed in: "32-true", "bf16-mixed" or "16-mixed"."""
+        return str(self.config.get("precision", "32-true"))
+
+    @property
+    def micro_batch(self) -> int:
+        """How many positions each process of the training took at once."""
+        return micro_batch(self.settings, int(self.config.get("ranks", 1)))
 
     def checkpoint(self, fold: int) -> Path:
         """Return the file with the weights of a fold that count."""
@@ -96,19 +106,30 @@ def check_images(run: Run, images: Images) -> None:
 
 
 def scores_of(
-    run: Run, fold: int, fabric: Fabric, images: Images, table: pd.DataFrame, *, flip: bool
+    run: Run,
+    fold: int,
+    fabric: Fabric,
+    images: Images,
+    table: pd.DataFrame,
+    *,
+    flip: bool,
+    batch_size: int | None = None,
 ) -> NDArray[np.float64]:
     """Return the scores of one fold's model for all rows of `images.kept`: float64, in [0, 1].
 
     Args:
+        fabric: computes in the run's precision, see `Run.precision`.
         flip: the mean of the scores of each image and of its mirror image.
+        batch_size: images (multi-view: breasts) at once; None: as many as in the training, which
+            is what the memory is known to hold.
 
     Raises:
         CheckpointError: the weights are not of that model.
     """
     settings = run.settings
     if settings.loop.head == "metadata":
-        return score_two_stage(run.path, fabric, images, table, settings)
+        size = batch_size or run.micro_batch
+        return score_two_stage(run.path, fabric, images, table, settings, size, flip=flip)
     path = run.checkpoint(fold)
     state = load_checkpoint(path)
     # the weights come from the checkpoint: nothing is to be downloaded for them
@@ -117,12 +138,12 @@ def scores_of(
     load_weights(path, module, state["weights"])
     module = module.to(fabric.device)
     subset = make_subset(table, images.kept, multi_view=module.multi_view)
-    size = settings.sampling.batch_size
+    size = batch_size or run.micro_batch
     batches = open_batches(fabric, images, subset.rows, size, units=subset.units)
     total = np.zeros(len(subset))
     for mirrored in (False, True) if flip else (False,):
         logits = cancer_logits(fabric, module, batches, len(subset), flip=mirrored)
-        total += torch.from_numpy(logits + state["prior_offset"]).sigmoid().numpy()
+        total += scores_of_logits(logits, float(state["prior_offset"]), settings.loop)
     by_row = np.zeros(len(table))
     by_row[subset.rows] = subset.by_row(total / (2 if flip else 1))
     return by_row[images.kept]

@@ -19,6 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from fastmammo.errors import CheckpointError, ConfigError, TableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -143,6 +145,7 @@ def fit_metadata(
     table: pd.DataFrame,
     fold: NDArray[np.int64],
     *,
+    folds: Sequence[int] | None = None,
     use_table: bool = True,
     seed: int = 0,
 ) -> tuple[NDArray[np.float64], MetadataModel]:
@@ -152,13 +155,13 @@ def fit_metadata(
         features: (N, F) of the frozen network. Those of a row must come from a network that has not
             seen its patient, or what is fitted on them is fitted on memories. None: metadata alone.
         table: (N rows) as `read_table` gives it, cancer known.
-        fold: (N,), -1 for rows that are in no fold (their score is NaN, and none is fitted on
-            them).
+        fold: (N,), -1 for rows that are fitted on in every fold and never scored (NaN).
+        folds: those to score; None: all. Rows of the others are fitted on, and have NaN.
         use_table: whether age, view, laterality, implant and density count; False: image alone.
         seed: of the principal components.
 
     Returns:
-        Scores (N,), and the model fitted on all rows of a fold, for images to come.
+        Scores (N,), and the model fitted on all rows, for images to come.
 
     Raises:
         TableError: shapes that differ, a fold whose other folds hold one class only.
@@ -173,12 +176,30 @@ def fit_metadata(
             "wanted (N, F), N and N"
         )
     scores = np.full(len(table), np.nan)
-    known = fold >= 0
-    for one in np.unique(fold[known]):
+    for one in np.unique(fold[fold >= 0]) if folds is None else folds:
         out = fold == one
-        model = _fit(values[known & ~out], table[known & ~out], use_table, seed, f"fold {one}")
+        model = _fit(values[~out], table[~out], use_table, seed, f"fold {one}")
         scores[out] = model.scores(values[out], table[out])
-    return scores, _fit(values[known], table[known], use_table, seed, "all folds")
+    return scores, _fit(values, table, use_table, seed, "all folds")
+
+
+def unknown(table: pd.DataFrame) -> list[str]:
+    """Say which columns that the model takes are unknown: "age, implant unknown for 3 of 9"."""
+    blank = {
+        "age": table["age"].isna(),
+        "view": ~table["view"].isin(_VIEWS),
+        "laterality": table["laterality"] == "",
+        "implant": table["implant"].isna(),
+        "density": ~table["density"].isin(_DENSITIES),
+    }
+    counts: dict[int, list[str]] = {}
+    for name, each in blank.items():
+        counts.setdefault(int(each.sum()), []).append(name)
+    return [
+        f"{', '.join(names)} unknown for {count} of {len(table)} images"
+        for count, names in counts.items()
+        if count
+    ]
 
 
 def columns_of(table: pd.DataFrame, age: float) -> NDArray[np.float64]:

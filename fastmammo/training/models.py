@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,58 +10,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastmammo.errors import ModelError
-from fastmammo.training.backbones import PRESETS, Backbone, build_backbone, stage_modules
-from fastmammo.training.heads import VIEWS, Heads, parse_auxiliary
+from fastmammo.training.backbones import Backbone, build_backbone, stage_modules
+from fastmammo.training.heads import Heads
+from fastmammo.training.model_config import PRESETS, VIEWS, ModelConfig, parse_auxiliary
 from fastmammo.training.multiview import view_pooling
-from fastmammo.training.options import check_choices, check_range, option
 from fastmammo.training.pooling import POOLINGS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["PRESETS", "Model", "ModelConfig", "build_model"]
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Which network, what it tells, and how it starts."""
-
-    model: str = option(
-        "tf_efficientnetv2_s", f"a preset ({', '.join(PRESETS)}) or any model of timm by its name"
-    )
-    pretrained: bool = option(
-        True, "start from the weights that timm names for the model (small_cnn has none)"
-    )
-    weights: str = option(
-        "", "start from this file: the model's state_dict as .safetensors or .pth", metavar="FILE"
-    )
-    pooling: str = option(
-        "auto",
-        "how a feature map becomes features; auto: max for small_cnn, average where the map "
-        "has both signs (ConvNeXt, transformers), gem (generalised mean) else",
-        choices=("auto", *POOLINGS),
-    )
-    dropout: float = option(0.5, "share of features dropped before the heads")
-    drop_path: float = option(0.2, "stochastic depth, where the model has it")
-    auxiliary: str = option(
-        "", "further things to learn, separated by commas: view, biopsy, invasive, BIRADS, "
-        "density, age", metavar="NAMES",
-    )  # fmt: skip
-    multiview: str = option(
-        "none",
-        "one score a breast, of all its images: their features are pooled by attention or by the "
-        "maximum; none: one score an image",
-        choices=("none", "attention", "max"),
-    )
-    freeze: int = option(0, "stages from the stem on that keep their weights")
-    freeze_norms: bool = option(False, "keep the statistics of every BatchNorm as they start")
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_range(self, "dropout", 0, 0.95)
-        check_range(self, "drop_path", 0, 0.95)
-        check_range(self, "freeze", 0, 1000, whole=True)
-        parse_auxiliary(self.auxiliary)
 
 
 class Model(nn.Module):
@@ -134,7 +91,9 @@ class Model(nn.Module):
         """
         return self.pooled(self.feature_map(images))
 
-    def outputs(self, features: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
+    def outputs(
+        self, features: Tensor, groups: Tensor | None = None, breasts: int | None = None
+    ) -> dict[str, Tensor]:
         """Give what `forward` gives, of the features (n, F)."""
         # bfloat16 logits have 8 bits: thousands of images would share a score, and their rank
         with torch.autocast(features.device.type, enabled=False):
@@ -143,7 +102,7 @@ class Model(nn.Module):
                 return self._heads(features, features)
             if groups is None:
                 raise ModelError("a multi-view model needs groups: which image is of which breast")
-            pooled, weights = self.view_pool(features, groups)
+            pooled, weights = self.view_pool(features, groups, breasts)
             found = self._heads(features, pooled)
             if weights is not None:
                 found["attention"] = weights.detach()
@@ -154,13 +113,17 @@ class Model(nn.Module):
         found: dict[str, Tensor] = self.heads(pooled if same else self.dropout(features), pooled)
         return found
 
-    def forward(self, images: Tensor, groups: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, groups: Tensor | None = None, breasts: int | None = None
+    ) -> dict[str, Tensor]:
         """Score images, or breasts.
 
         Args:
             images: float (n, 1, H, W) in [0, 1].
             groups: int64 (n,), for a multi-view model: the position of each image's breast in the
                 batch, 0 to B-1; each has at least one image. Others leave it unused.
+            breasts: B, where it is known that each has an image: else the groups are looked at,
+                and the host waits for the GPU.
 
         Returns:
             float32 logits: "cancer" (n,), or (B,) of a multi-view model; each auxiliary head by
@@ -170,7 +133,7 @@ class Model(nn.Module):
         Raises:
             ModelError: images or groups that the model does not take.
         """
-        return self.outputs(self.features(images), groups)
+        return self.outputs(self.features(images), groups, breasts)
 
     def freeze(self, stages: int, *, norms: bool = False) -> None:
         """Keep the stages from the stem on as they are: weights, BatchNorm, no drop-path.

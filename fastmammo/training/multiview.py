@@ -8,8 +8,12 @@ from torch import Tensor, nn
 from fastmammo.errors import ModelError
 
 
-def members(groups: Tensor, images: int) -> Tensor:
+def members(groups: Tensor, images: int, breasts: int | None = None) -> Tensor:
     """Tell which image belongs to which breast: bool (B, n), from `groups` (n,) with 0..B-1.
+
+    Args:
+        breasts: B, of a caller who knows that each has an image; without it the groups are looked
+            at, for which the host waits until the GPU is done.
 
     Raises:
         ModelError: groups of another length, negative, or a breast in between without an image.
@@ -19,9 +23,13 @@ def members(groups: Tensor, images: int) -> Tensor:
             f"groups of a multi-view model: got shape {tuple(groups.shape)} for {images} images, "
             "wanted one whole number an image: the position of its breast in the batch"
         )
-    breasts = int(groups.max()) + 1
+    known = breasts is not None
+    if breasts is None:
+        breasts = int(groups.max()) + 1
     # a matrix instead of a scatter: on CUDA scattered sums have no fixed order, so no fixed result
     inside = torch.arange(breasts, device=groups.device)[:, None] == groups[None, :]
+    if known:
+        return inside
     if int(groups.min()) < 0 or not bool(inside.any(dim=1).all()):
         raise ModelError(
             f"groups of a multi-view model: got {sorted(set(groups.tolist()))}, wanted every "
@@ -33,13 +41,15 @@ def members(groups: Tensor, images: int) -> Tensor:
 class MaxViews(nn.Module):
     """The largest value of each feature over the images of a breast."""
 
-    def forward(self, features: Tensor, groups: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Give features (B, F) of features (n, F), and no weights.
+    def forward(
+        self, features: Tensor, groups: Tensor, breasts: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Give features (B, F) of features (n, F), and no weights; `breasts` as in `members`.
 
         Raises:
             ModelError: groups of another length, or a breast in between without an image.
         """
-        outside = ~members(groups, len(features))
+        outside = ~members(groups, len(features), breasts)
         return features[None].masked_fill(outside[:, :, None], -torch.inf).amax(dim=1), None
 
 
@@ -55,13 +65,17 @@ class GatedAttention(nn.Module):
         self.gate = nn.Linear(features, hidden)
         self.score = nn.Linear(hidden, 1, bias=False)
 
-    def forward(self, features: Tensor, groups: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, features: Tensor, groups: Tensor, breasts: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Give features (B, F) of features (n, F), and each image's weight in its breast (n,).
+
+        `breasts` is as in `members`.
 
         Raises:
             ModelError: groups of another length, or a breast in between without an image.
         """
-        inside = members(groups, len(features))
+        inside = members(groups, len(features), breasts)
         hidden = torch.tanh(self.value(features)) * torch.sigmoid(self.gate(features))
         scores = self.score(hidden).flatten().float()
         weights = torch.where(inside, scores[None, :], -torch.inf).softmax(dim=1)

@@ -14,15 +14,15 @@ from fastmammo.errors import TableError
 from fastmammo.training.augment import Augmentation
 from fastmammo.training.batches import Batches
 from fastmammo.training.checkpoints import load_checkpoint, load_weights
-from fastmammo.training.devices import seed_epoch
+from fastmammo.training.devices import batch_norms, seed_epoch
 from fastmammo.training.ema import make_ema
 from fastmammo.training.evaluation import cancer_logits, open_batches
-from fastmammo.training.folds import undersample
+from fastmammo.training.folds import check_both, undersample
 from fastmammo.training.heads import targets_of
 from fastmammo.training.loop import Training
 from fastmammo.training.losses import Loss
 from fastmammo.training.models import build_model
-from fastmammo.training.prior import prior_offset, weighted_share
+from fastmammo.training.prior import posterior_logits, prior_offset, weighted_share
 from fastmammo.training.schedule import make_optimiser, make_schedule
 from fastmammo.training.scored import SCORED, by_breast_figures
 from fastmammo.training.subsets import Subset, make_subset
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fastmammo.training.images import Images
     from fastmammo.training.models import Model
     from fastmammo.training.sampler import BatchSampler
-    from fastmammo.training.settings import Settings
+    from fastmammo.training.settings import LoopConfig, Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,9 @@ class Parts:
     identity: dict[str, Any]
     progress: Callable[[dict[str, Any]], None]
     note: Callable[[str], None]
+    """Called with what is to be known of the run."""
+    remark: Callable[[str], None] = lambda line: None
+    """Called with what is to be known of this call alone: it is not kept in the run folder."""
 
     @property
     def multi_view(self) -> bool:
@@ -74,8 +77,9 @@ def check_labels(table: pd.DataFrame, fold: int) -> None:
     """Refuse a fold without positives or negatives, on either of its sides.
 
     Raises:
-        TableError: says which side lacks what.
+        TableError: says which side lacks what, or that the whole table does.
     """
+    check_both(table)
     labels, folds = table["cancer"].to_numpy(), table["fold"].to_numpy()
     for side, rows in (("validation", folds == fold), ("training", folds != fold)):
         for name, value in (("positive", 1), ("negative", 0)):
@@ -94,30 +98,20 @@ def prepare(parts: Parts, fold: int, folder: Path) -> Training:
         ConfigError, ModelError, TableError, WeightsError: what cannot be trained so.
     """
     fabric, settings, loop = parts.fabric, parts.settings, parts.settings.loop
-    sampling = settings.sampling
-    subset = make_subset(parts.table, parts.rows(fold, training=True), multi_view=parts.multi_view)
-    true_share = float(subset.labels.mean())
-    if sampling.balance == "undersample":
-        kept = undersample(
-            np.arange(len(subset)),
-            subset.labels,
-            sampling.undersample_ratio,
-            settings.table.split_seed,
-        )
-        subset = subset.take(kept)
-    sampler = sampling.sampler(
-        subset.labels,
-        seed=loop.seed,
-        rank=fabric.global_rank,
-        ranks=fabric.world_size,
-        accumulate=loop.accumulate,
-    )
+    subset, sampler, true_share = drawn(parts, fold)
     if sampler.note:
         parts.note(f"fold {fold}: {sampler.note}")
+    for line in loop.score_notes:
+        parts.note(line)
+    augment, line = settings.augment.of_images(parts.images.settings.get("config", {}))
+    if line:
+        parts.note(line)
     steps = sum(sampler.steps(epoch) for epoch in range(loop.epochs))
     module = _build(parts, fold)
-    weight = sampling.loss_weight(subset.labels)
-    optimiser = make_optimiser(module, loop)
+    weight = settings.sampling.loss_weight(subset.labels)
+    shown = sampler.positive_share(0)
+    start_at(module, shown if weight is None else weighted_share(shown, weight), loop)
+    optimiser = make_optimiser(module, loop, fabric.device)
     compiled: Any = torch.compile(module) if loop.compile else module
     wrapped, wrapped_optimiser = fabric.setup(compiled, optimiser)
     return Training(
@@ -144,7 +138,7 @@ def prepare(parts: Parts, fold: int, folder: Path) -> Training:
             sampler=sampler,
             rows=subset.rows,
             labels=subset.labels,
-            augment=Augmentation(settings.augment),
+            augment=Augmentation(augment),
             device=fabric.device,
             seed=loop.seed,
             units=subset.units,
@@ -159,13 +153,58 @@ def prepare(parts: Parts, fold: int, folder: Path) -> Training:
     )
 
 
+def drawn(parts: Parts, fold: int) -> tuple[Subset, BatchSampler, float]:
+    """Return what a fold is trained on, how it is drawn, and the true share of positives."""
+    settings, loop, sampling = parts.settings, parts.settings.loop, parts.settings.sampling
+    subset = make_subset(parts.table, parts.rows(fold, training=True), multi_view=parts.multi_view)
+    true_share = float(subset.labels.mean())
+    if sampling.balance == "undersample":
+        kept = undersample(
+            np.arange(len(subset)),
+            subset.labels,
+            sampling.undersample_ratio,
+            settings.table.split_seed,
+        )
+        subset = subset.take(kept)
+    sampler = sampling.sampler(
+        subset.labels,
+        seed=loop.seed,
+        rank=parts.fabric.global_rank,
+        ranks=parts.fabric.world_size,
+        accumulate=loop.accumulate,
+    )
+    return subset, sampler, true_share
+
+
+def start_at(module: Model, share: float, loop: LoopConfig) -> None:
+    """Let an untrained network score the share of positives that it will be shown.
+
+    Else its first steps learn that share alone: Lin, Goyal, Girshick, He and Dollár, "Focal loss
+    for dense object detection", ICCV 2017, section 3.3.
+    """
+    wanted = math.log(share / (1 - share))
+    if loop.has_posterior:
+        logits = np.linspace(-30, 30, 6001)
+        wanted = float(np.interp(wanted, _posterior(logits, loop), logits))
+    with torch.no_grad():
+        module.heads.cancer.bias.fill_(wanted)
+
+
 def _build(parts: Parts, fold: int) -> Model:
     fabric, loop = parts.fabric, parts.settings.loop
+    ranks = fabric.world_size
     # every rank the same weights: DistributedDataParallel would send the first rank's anyway
     seed_epoch(loop.seed, fold, -1, 0)
     module = build_model(parts.settings.model, image_size=parts.images.size)
     for line in module.notes:
         parts.note(f"fold {fold}: {line}")
+    if ranks > 1 and any(each.training for each in batch_norms(module.train())):
+        parts.note(
+            f"BatchNorm takes its statistics from the {micro_batch(parts.settings, ranks)} images "
+            "that a process sees at once, and they are averaged over the processes before each "
+            "validation: another number of processes trains a little otherwise. freeze_norms=True, "
+            "or a model without BatchNorm, does not depend on it"
+        )
     if loop.channels_last and fabric.device.type == "cuda":
         module = module.to(memory_format=torch.channels_last)
     return module
@@ -188,7 +227,8 @@ def _prior(
     settings: Settings, sampler: BatchSampler, weight: float | None, true_share: float
 ) -> Callable[[int], float]:
     def offset(epoch: int) -> float:
-        if not settings.loop.correct_prior or settings.sampling.balance == "none":
+        loop = settings.loop
+        if not (loop.correct_prior and loop.has_posterior) or settings.sampling.balance == "none":
             return 0.0
         share = sampler.positive_share(epoch)
         if weight is not None:
@@ -203,13 +243,43 @@ def micro_batch(settings: Settings, ranks: int) -> int:
     return max(1, settings.sampling.batch_size // (ranks * settings.loop.accumulate))
 
 
+def scores_of_logits(
+    logits: NDArray[np.float64], offset: float, loop: LoopConfig
+) -> NDArray[np.float64]:
+    """Return scores in [0, 1]: probabilities, where `correct_prior` is set and the loss tells them.
+
+    Args:
+        offset: that of the prior, see prior.py.
+    """
+    found: NDArray[np.float64] = (
+        torch.from_numpy(_corrected(logits, offset, loop)).sigmoid().numpy()
+    )
+    return found
+
+
+def _corrected(logits: NDArray[np.float64], offset: float, loop: LoopConfig) -> NDArray[np.float64]:
+    if not (loop.correct_prior and loop.has_posterior):
+        return logits
+    return offset + _posterior(logits, loop)
+
+
+def _posterior(logits: NDArray[np.float64], loop: LoopConfig) -> NDArray[np.float64]:
+    return posterior_logits(
+        logits,
+        kind=loop.loss,
+        smoothing=loop.smoothing,
+        positive_smoothing=loop.positive_smoothing,
+        gamma=loop.focal_gamma,
+    )
+
+
 def score(
     parts: Parts, module: Model, subset: Subset, batches: Batches, offset: float
 ) -> pd.DataFrame:
     """Return the rows of a subset with `score`, in [0, 1], and `logit`, as the model gave it."""
     logits = subset.by_row(cancer_logits(parts.fabric, module, batches, len(subset)))
     frame: pd.DataFrame = parts.table.iloc[subset.rows][list(SCORED)].copy()
-    frame["score"] = torch.from_numpy(logits + offset).sigmoid().numpy()
+    frame["score"] = scores_of_logits(logits, offset, parts.settings.loop)
     frame["logit"] = logits
     return frame
 
@@ -239,7 +309,8 @@ def _validation(parts: Parts, fold: int) -> Callable[[Model, float], dict[str, f
 
     def validate(module: Model, offset: float) -> dict[str, float | None]:
         frame = score(parts, module, subset, batches, offset)
-        logits = torch.tensor(frame["logit"].to_numpy() + offset)
+        corrected = _corrected(frame["logit"].to_numpy(), offset, parts.settings.loop)
+        logits = torch.tensor(corrected)
         labels = torch.tensor(frame["cancer"].to_numpy())
         loss = float(binary_cross_entropy_with_logits(logits, labels))
         if not math.isfinite(loss):

@@ -18,13 +18,15 @@ def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **cli: Any
 
 
 def check_choices(config: Any) -> None:
-    """Refuse a field whose value is not among its choices.
+    """Refuse a field whose value is not among its choices, or no True or False where that is asked.
 
     Raises:
         ConfigError: field, got, allowed.
     """
     for each in fields(config):
         value, choices = getattr(config, each.name), each.metadata.get("choices")
+        if isinstance(each.default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"{each.name}: got {value!r}, wanted True or False")
         if choices and value not in choices:
             raise ConfigError(
                 f"{each.name}: got {value!r}, allowed are {', '.join(map(str, choices))}"
@@ -42,4 +44,6 @@ def check_range(config: Any, name: str, low: float, high: float, *, whole: bool 
     # NaN is neither more nor less; a bool is an int
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "a whole number " if whole else ""
+        if not kind and (isinstance(value, bool) or not isinstance(value, kinds)):
+            kind = "a number "
         raise ConfigError(f"{name}: got {value!r}, allowed is {kind}{low} to {high}")

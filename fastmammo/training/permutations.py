@@ -36,6 +36,17 @@ def draw(
     return np.concatenate(parts)[:needed].reshape(steps, size)
 
 
+def occurrences(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each row how often it stands further in front."""
+    order = np.argsort(rows, kind="stable")
+    ordered = rows[order]
+    place = np.arange(len(rows))
+    starts = np.maximum.accumulate(np.where(np.r_[True, ordered[1:] != ordered[:-1]], place, 0))
+    found = np.empty(len(rows), np.int64)
+    found[order] = place - starts
+    return found
+
+
 def by_label(labels: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Give the positions of the positives and of the negatives."""
     values = np.asarray(labels)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from fastmammo.conversion.writers import write_atomic
 from fastmammo.errors import CheckpointError, ConfigError
 from fastmammo.preprocess import Config
-from fastmammo.training.devices import on_first_rank, open_fabric
+from fastmammo.training.devices import on_first_rank, open_fabric, precision_of
 from fastmammo.training.image_table import table_of_images
 from fastmammo.training.images import ImagesConfig, open_images
 from fastmammo.training.members import Run, check_images, open_run, scores_of
+from fastmammo.training.metadata import unknown
+from fastmammo.training.scored import whole_labels
 from fastmammo.training.settings import LoopConfig
-from fastmammo.training.table import TableOptions, read_table
+from fastmammo.training.table import TableOptions, check_typed, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +49,7 @@ def predict(
     options: TableOptions | None = None,
     images: ImagesConfig | None = None,
     device: str = "auto",
+    batch_size: int | None = None,
     progress: Callable[[Event], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
@@ -70,7 +74,9 @@ def predict(
         options: how the table is read; by default nothing is excluded but views that the first run
             was not trained on.
         images: where images are kept, and what if one is missing.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda". Each run's models compute in the precision of their
+            training, where the device has it.
+        batch_size: images (multi-view: breasts) at once on each device; None: as in the training.
         progress: called with "event": "images": done, total; "model": run, fold, done, total.
         note: called with each sentence that the user should read.
 
@@ -87,12 +93,14 @@ def predict(
         raise ConfigError("runs: got none, wanted at least one run folder")
     if reduce not in (None, "mean", "max"):
         raise ConfigError(f"reduce: got {reduce!r}, allowed are mean, max")
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size: got {batch_size}, wanted 1 or more")
     opened = [open_run(each) for each in runs]
-    fabric = open_fabric(LoopConfig(device=device))
+    fabric = open_fabric(LoopConfig(device=device, precision="32-true"))
     tell = note if note is not None and fabric.is_global_zero else _silent
     rows = _rows(table, source, opened[0], options, tell)
     _tell_of_training(opened, rows, tell)
-    by_model = _by_model(fabric, opened, source, rows, images, flip, progress, tell)
+    by_model = _by_model(fabric, opened, source, rows, images, flip, batch_size, progress, tell)
     frame = _combine(rows, by_model)
     dropped = len(rows) - len(frame)
     if dropped:
@@ -128,6 +136,7 @@ def _rows(
     tell: Callable[[str], None],
 ) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
+        check_typed(table)
         rows: pd.DataFrame = table.reset_index(drop=True)
         return rows
     if table is None:
@@ -141,15 +150,23 @@ def _rows(
 def _tell_of_training(runs: Sequence[Run], rows: pd.DataFrame, tell: Callable[[str], None]) -> None:
     for run in runs:
         try:
-            trained = pd.read_csv(run.path / "table.csv", usecols=["patient_id"], dtype=str)
+            trained = pd.read_csv(
+                run.path / "table.csv", usecols=["patient_id", "fold"], dtype={"patient_id": str}
+            )
         except (OSError, ValueError):
             continue  # the run may have been copied without it: nothing is known
+        if run.settings.loop.head == "network" and len(run.folds) == 1:
+            # one model alone, which has not seen the patients of its own fold
+            trained = trained[trained["fold"] != run.folds[0]]
         both = set(trained["patient_id"]) & set(rows["patient_id"])
         if both:
             tell(
-                f"{run.path}: {len(both)} of the patients scored here were in its table: its "
-                "models have seen them, and their scores flatter it. oof.csv has honest ones"
+                f"{run.path}: {len(both)} of the patients scored here are among those that its "
+                "models were trained on: their scores flatter it. oof.csv has honest ones"
             )
+        if run.settings.loop.head == "metadata":
+            for line in unknown(rows):
+                tell(f"{run.path}: {line}: imputed")
 
 
 def _by_model(
@@ -159,6 +176,7 @@ def _by_model(
     rows: pd.DataFrame,
     images: ImagesConfig | None,
     flip: bool,
+    batch_size: int | None,
     progress: Callable[[Event], None] | None,
     tell: Callable[[str], None],
 ) -> list[list[NDArray[np.float64]]]:
@@ -187,16 +205,41 @@ def _by_model(
         ) as opened:
             for index in group:
                 check_images(runs[index], opened)
+                computes = _computes(runs[index], fabric, tell)
                 for fold in runs[index].folds:
                     scores = np.full(len(rows), np.nan)
                     scores[opened.kept] = scores_of(
-                        runs[index], fold, fabric, opened, rows, flip=flip
+                        runs[index],
+                        fold,
+                        computes,
+                        opened,
+                        rows,
+                        flip=flip,
+                        batch_size=batch_size,
                     )
                     found[index].append(scores)
                     done += 1
                     named = {"run": os.fspath(runs[index].path), "fold": fold}
                     report({"event": "model", **named, "done": done, "total": total})
     return found
+
+
+def _computes(run: Run, fabric: Fabric, tell: Callable[[str], None]) -> Fabric:
+    """Return a Fabric that computes in the run's precision, where the device has it."""
+    wanted, cuda = run.precision, fabric.device.type == "cuda"
+    if wanted == precision_of(fabric):
+        return fabric
+    if cuda and wanted == "bf16-mixed":
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = cuda or wanted == "bf16-mixed"
+    if not has:
+        tell(
+            f"{run.path} was trained in {wanted}, which this device has not: its scores, in "
+            "32-true, differ a little from those of the training"
+        )
+        return fabric
+    return open_fabric(LoopConfig(device="cuda" if cuda else "cpu", precision=wanted))
 
 
 def _preprocessing(run: Run, source: str | os.PathLike[str], fabric: Fabric) -> Config | None:
@@ -231,7 +274,7 @@ def _threshold(run: Run) -> float:
 
 def _write(out: Path, frame: pd.DataFrame, breasts: pd.DataFrame) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    for name, each in (("scores.csv", frame), ("submission.csv", breasts)):
+    for name, each in (("scores.csv", whole_labels(frame)), ("submission.csv", breasts)):
         path = os.fspath(out / name)
         text = each.to_csv(index=False, lineterminator="\n")
         write_atomic(path, [text.encode()], f"{path}.partial")

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fastmammo.errors import ConfigError
-from fastmammo.training.devices import algorithms, on_first_rank, open_fabric
+from fastmammo.training.backbones import resolve
+from fastmammo.training.devices import (
+    algorithms,
+    on_every_rank,
+    on_first_rank,
+    open_fabric,
+    precision_of,
+)
 from fastmammo.training.folds import assign_folds, check_split, hold_out
 from fastmammo.training.images import open_images
 from fastmammo.training.loop import fit, restore
 from fastmammo.training.metrics import evaluate
-from fastmammo.training.one_fold import Parts, check_labels, out_of_fold, prepare
-from fastmammo.training.run_folder import RunFolder, describe_run
-from fastmammo.training.scored import by_breast_figures, read_scores
+from fastmammo.training.one_fold import Parts, check_labels, drawn, out_of_fold, prepare
+from fastmammo.training.run_folder import IMAGES, RunFolder, describe_run
+from fastmammo.training.scored import CHOSEN, by_breast_figures, doubts, read_scores
 from fastmammo.training.settings import Settings
-from fastmammo.training.table import read_table
+from fastmammo.training.table import check_typed, read_table
 from fastmammo.training.two_stage import fit_two_stage
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     Event = dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RunResult:
     """What a run has left in its folder.
 
@@ -43,6 +50,15 @@ class RunResult:
     oof: pd.DataFrame
     metrics: dict[str, Any]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        auc, (low, high) = (
+            self.metrics["breast"]["auc"],
+            self.metrics["intervals"].get("auc") or (None, None),
+        )
+        told = "unknown" if auc is None else f"{auc:.3f}"
+        told += "" if low is None else f" [{low:.3f}, {high:.3f}]"
+        return f"RunResult(folder={str(self.folder)!r}, folds={self.folds}, auc={told})"
 
 
 def train(
@@ -62,7 +78,9 @@ def train(
     torchrun every process calls this, and the first one writes.
 
     The run folder gets config.json (settings, versions, what the run's identity is), table.csv
-    (with the folds), fold0, fold1... (log.csv, last.pt, best.pt, oof.csv), oof.csv, metrics.json.
+    (with the folds), fold0, fold1... (log.csv, last.pt, best.pt, oof.csv), oof.csv, metrics.json,
+    notes.json (what `note` was told of the run); images-cache (decoded DICOMs) until every fold is
+    scored.
 
     Args:
         table: a CSV as `read_table` takes it, or what it gives.
@@ -84,8 +102,15 @@ def train(
         ConfigError: a setting does not fit the machine or the table.
     """
     settings = settings or Settings()
+    if not isinstance(settings, Settings):
+        raise ConfigError(
+            f"settings: got {type(settings).__name__}, wanted Settings: "
+            "Settings(model=ModelConfig(...), loop=LoopConfig(...))"
+        )
+    resolve(settings.model.model)  # a name that is none is told before anything is read
     fabric = open_fabric(settings.loop)
     notes: list[str] = []
+    passing: set[str] = set()
 
     def tell(line: str) -> None:
         if fabric.is_global_zero and line not in notes:
@@ -93,12 +118,19 @@ def train(
             if note is not None:
                 note(line)
 
+    def remark(line: str) -> None:
+        passing.add(line)
+        tell(line)
+
     def report(event: Event) -> None:
         if progress is not None and fabric.is_global_zero:
             progress(event)
 
+    def read(done: int, total: int) -> None:
+        report({"event": "images", "done": done, "total": total})
+
     rows = split(table, settings, tell)
-    wanted = _wanted(rows, settings, fold)
+    wanted = _wanted(rows, fold)
     for each in wanted:
         check_labels(rows, each)
     folder = RunFolder(run_folder)
@@ -106,21 +138,36 @@ def train(
     try:
         with (
             algorithms(settings.loop.deterministic),
-            open_images(
-                source,
-                rows,
-                settings.images,
-                config=settings.preprocess,
-                device=fabric.device,
-                progress=lambda done, total: report(
-                    {"event": "images", "done": done, "total": total}
+            on_every_rank(
+                fabric,
+                lambda: open_images(
+                    source,
+                    rows,
+                    settings.images,
+                    config=settings.preprocess,
+                    device=fabric.device,
+                    progress=read,
+                    note=tell,
+                    scratch=folder.path / IMAGES,
                 ),
-                note=tell,
             ) as images,
+            images.all_failures(read),
         ):
-            config = describe_run(settings, rows, images, source)
-            on_first_rank(fabric, lambda: folder.settle(config, rows))
-            parts = Parts(fabric, settings, rows, images, config["identity"], report, tell)
+            config = describe_run(
+                settings,
+                rows,
+                images,
+                source,
+                precision=precision_of(fabric),
+                ranks=fabric.world_size,
+            )
+            earlier = on_first_rank(fabric, lambda: folder.settle(config, rows))
+            if earlier is not None and earlier.get("precision") != config["precision"]:
+                tell(
+                    f"precision: the run began in {earlier.get('precision')} and goes on in "
+                    f"{config['precision']}, as this device computes: set precision to keep it"
+                )
+            parts = Parts(fabric, settings, rows, images, config["identity"], report, tell, remark)
             for each in wanted:
                 check_labels(rows.iloc[images.kept], each)
             if settings.loop.head == "metadata":
@@ -128,7 +175,11 @@ def train(
             else:
                 for each in wanted:
                     _train_fold(parts, folder, each, len(wanted))
-            oof, metrics = on_first_rank(fabric, lambda: _conclude(folder, settings, rows))
+            oof, metrics = on_first_rank(fabric, lambda: _conclude(folder, parts))
+            kept = [line for line in notes if line not in passing]
+            on_first_rank(fabric, lambda: folder.keep_notes(kept))
+        if fabric.is_global_zero and set(_wanted(rows, None)) <= set(folder.scored_folds()):
+            folder.drop_images()
     finally:
         folder.release()
     report({"event": "done", "metrics": metrics})
@@ -146,26 +197,35 @@ def split(
         TableError, LeakError: see `read_table`, `assign_folds` and `check_split`.
     """
     options = settings.table
-    rows = table if isinstance(table, pd.DataFrame) else read_table(table, options, note=note)
+    if isinstance(table, pd.DataFrame):
+        check_typed(table)
+        rows = table
+    else:
+        rows = read_table(table, options, note=note)
     if not (rows["fold"] >= 0).any():
         if options.hold_out:
             made = hold_out(rows, options.hold_out, options.split_seed)
         else:
             made = assign_folds(rows, options.folds, options.split_seed)
         rows = rows.assign(fold=made)
+    elif note is not None and options.hold_out:
+        count = rows["fold"][rows["fold"] >= 0].nunique()
+        note(
+            f"hold_out: not used: the table's own column fold is, with {count} folds. Leave that "
+            "out by columns='fold=' to split anew"
+        )
     check_split(rows, rows["fold"].to_numpy())
     whole: pd.DataFrame = rows.reset_index(drop=True)
     return whole
 
 
-def _wanted(table: pd.DataFrame, settings: Settings, fold: int | None) -> tuple[int, ...]:
+def _wanted(table: pd.DataFrame, fold: int | None) -> tuple[int, ...]:
     there = tuple(int(each) for each in sorted(set(table["fold"])) if each >= 0)
     if fold is not None:
         if fold not in there:
             raise ConfigError(f"fold: got {fold}, the table has {', '.join(map(str, there))}")
         return (fold,)
-    # held out once: fold 1 is what is trained on, and no fold of a cross-validation
-    return (0,) if settings.table.hold_out and set(there) == {0, 1} else there
+    return there
 
 
 def _train_fold(parts: Parts, folder: RunFolder, fold: int, folds: int) -> None:
@@ -175,7 +235,7 @@ def _train_fold(parts: Parts, folder: RunFolder, fold: int, folds: int) -> None:
     training = prepare(parts, fold, path)
     how = restore(training)
     if how:
-        parts.note(how)
+        parts.remark(how)
     parts.progress(
         {
             "event": "fold",
@@ -195,11 +255,9 @@ def _train_fold(parts: Parts, folder: RunFolder, fold: int, folds: int) -> None:
         parts.progress({"event": "scored", "fold": fold, "metrics": found})
 
 
-def _conclude(
-    folder: RunFolder, settings: Settings, table: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _conclude(folder: RunFolder, parts: Parts) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Put the folds' scores together and measure them."""
-    loop = settings.loop
+    loop = parts.settings.loop
     frames = {
         int(path.parent.name.removeprefix("fold")): read_scores(path)
         for path in folder.path.glob("fold*/oof.csv")
@@ -210,5 +268,17 @@ def _conclude(
     metrics["folds"] = {
         str(each): by_breast_figures(frames[each], loop.reduce) for each in sorted(frames)
     }
+    metrics["epoch_chosen_by"] = loop.epoch_chosen_by
+    if loop.epoch_chosen_by:
+        metrics["notes"].append(CHOSEN.format(loop.epoch_chosen_by))
+    if loop.head == "network":
+        metrics["notes"] += loop.score_notes
+    probabilities = loop.head == "metadata" or (loop.correct_prior and loop.has_posterior)
+    for each in sorted(frames):
+        doubt = doubts(frames[each], probabilities=probabilities)
+        if doubt:
+            parts.note(f"fold {each}: {doubt}")
+        lines = [doubt] + ([drawn(parts, each)[1].note] if loop.head == "network" else [])
+        metrics["notes"] += [f"fold {each}: {line}" for line in lines if line]
     folder.write_json("metrics.json", metrics)
     return oof, metrics

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastmammo.errors import ConfigError, TableError
 from fastmammo.training.options import check_choices, check_range, option
-from fastmammo.training.permutations import by_label, draw, need_both
+from fastmammo.training.permutations import by_label, draw, need_both, occurrences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _STREAM = 0x5A3B1E
 """Keeps these draws apart from other parts' draws by the same seed and epoch."""
+
+_SOUGHT = 1 << 14
+"""Largest batch that a note on the share names."""
 
 
 @dataclass(frozen=True)
@@ -186,10 +189,20 @@ class BatchSampler(ABC):
         Yields:
             int64 (batch_size / ranks / accumulate,), positions into `labels`.
         """
-        cut = self.global_batches(epoch).reshape(
-            self.steps(epoch) * self.accumulate, self.ranks, -1
-        )
-        yield from cut[:, self.rank]
+        yield from self._own(self.global_batches(epoch), epoch)
+
+    def repeats(self, epoch: int) -> Iterator[NDArray[np.int64]]:
+        """Give for each position that `epoch` gives how often its GLOBAL batch had it before.
+
+        However a batch is cut, a positive that stands twice in it has the numbers 0 and 1.
+        """
+        batches = self.global_batches(epoch)
+        yield from self._own(np.stack([occurrences(each) for each in batches]), epoch)
+
+    def _own(self, batches: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Cut what is (steps, batch_size) into this rank's micro-batches."""
+        cut = batches.reshape(self.steps(epoch) * self.accumulate, self.ranks, -1)
+        return cut[:, self.rank]
 
     @abstractmethod
     def steps(self, epoch: int) -> int:
@@ -231,6 +244,11 @@ class PlainBatches(BatchSampler):
         self._count = len(self.positives) + len(self.negatives)
         if not self._count:
             raise TableError("batches: there are no rows to train on")
+        if self._count < batch_size:
+            self.note = (
+                f"batch_size {batch_size} is more than the {self._count} that there are to train "
+                f"on: each batch shows them {batch_size / self._count:.1f} times on average"
+            )
 
     def steps(self, epoch: int) -> int:
         return math.ceil(self._count / self.batch_size)
@@ -253,7 +271,7 @@ class BalancedBatches(BatchSampler):
     Args:
         positive_share: share of positives in every batch, in (0, 1); rounded to whole images, at
             least one and at most all but one.
-        schedule: epoch (from 0) → that epoch's share, instead of one share for all.
+        schedule: epoch (from 0) → that epoch's share; positive_share is then what it comes to.
     """
 
     def __init__(
@@ -279,12 +297,40 @@ class BalancedBatches(BatchSampler):
         self._share = schedule if schedule is not None else lambda _: positive_share
         need_both(self.positives, self.negatives, "balanced batches")
         own = len(self.positives) / (len(self.positives) + len(self.negatives))
+        notes = []
+        for name, rows, count in (
+            ("positives", self.positives, self._positives_a_batch(0)),
+            ("negatives", self.negatives, batch_size - self._positives_a_batch(0)),
+        ):
+            if len(rows) < count:
+                notes.append(
+                    f"a batch of {batch_size} takes {count} {name}, of which there are "
+                    f"{len(rows)}: each is in it {count / len(rows):.1f} times on average"
+                )
         if own > self.positive_share(0):
-            self.note = (
+            notes.append(
                 f"{own:.1%} of the training rows are positive, more than the {self._share(0):.1%} "
                 "of a balanced batch: an epoch leaves positives out. Take balance none, or a "
                 "larger positive_share"
             )
+        elif self.note_of_share(positive_share):
+            notes.append(self.note_of_share(positive_share))
+        self.note = "; ".join(notes)
+
+    def note_of_share(self, share: float) -> str:
+        """Say where whole images cannot make up a share within a tenth of it; "" where they can."""
+        have = _whole(share, self.batch_size) / self.batch_size
+        if not 0 < share < 1 or _fits(share, self.batch_size):
+            return ""
+        step = self.ranks * self.accumulate
+        sizes = range(step, max(4 * self.batch_size, min(_SOUGHT, math.ceil(4 / share))), step)
+        fitting = [size for size in sizes if size > 1 and _fits(share, size)]
+        nearest = min(fitting, key=lambda size: abs(size - self.batch_size), default=None)
+        return (
+            f"{have:.1%} of each batch are positives, not the {share:.1%} of positive_share: a "
+            f"batch of {self.batch_size} has no nearer share in whole images"
+            + (f". The nearest batch_size that has one is {nearest}" if nearest else "")
+        )
 
     def _positives_a_batch(self, epoch: int) -> int:
         share = self._share(epoch)
@@ -293,7 +339,7 @@ class BalancedBatches(BatchSampler):
                 f"positive_share: got {share!r} for epoch {epoch}, wanted more than 0 and less "
                 "than 1"
             )
-        return min(max(1, round(share * self.batch_size)), self.batch_size - 1)
+        return _whole(share, self.batch_size)
 
     def steps(self, epoch: int) -> int:
         negatives_a_batch = self.batch_size - self._positives_a_batch(epoch)
@@ -314,3 +360,13 @@ class BalancedBatches(BatchSampler):
         )
         # positives at the end of every batch would all go to the last rank's last micro-batch
         return random.permuted(batches, axis=1)
+
+
+def _whole(share: float, batch_size: int) -> int:
+    """Round a share to whole positives: at least one, at most all images but one."""
+    return min(max(1, round(share * batch_size)), batch_size - 1)
+
+
+def _fits(share: float, batch_size: int) -> bool:
+    """Tell whether whole positives come within a tenth of a share."""
+    return abs(_whole(share, batch_size) / batch_size - share) <= share / 10 + 1e-9

@@ -16,13 +16,20 @@ _END = 0.01
 """The last learning rate of cosine, as a share of the highest."""
 
 
-def make_optimiser(model: torch.nn.Module, loop: LoopConfig) -> torch.optim.Optimizer:
+def make_optimiser(
+    model: torch.nn.Module, loop: LoopConfig, device: torch.device | None = None
+) -> torch.optim.Optimizer:
     """Return AdamW (Loshchilov and Hutter 2019) over the weights that are not frozen.
 
     Weights of one dimension (biases, normalisation) do not decay: it would only shift them.
+
+    Args:
+        device: where it is to step. On a GPU one kernel does it for all weights; but not under
+            16-mixed, where the gradients could not be clipped: that kernel unscales them itself.
     """
+    fused = device is not None and device.type == "cuda" and loop.precision != "16-mixed"
     groups = param_groups_weight_decay(model, loop.weight_decay)
-    return torch.optim.AdamW(groups, lr=loop.lr)
+    return torch.optim.AdamW(groups, lr=loop.lr, fused=fused or None)
 
 
 def make_schedule(optimiser: torch.optim.Optimizer, loop: LoopConfig, steps: int) -> LRScheduler:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from fastmammo.errors import ConfigError
 from fastmammo.preprocess.config import Config
-from fastmammo.training.augment import AugmentConfig
-from fastmammo.training.images import ImagesConfig
-from fastmammo.training.models import ModelConfig
+from fastmammo.training.augment_config import AugmentConfig
+from fastmammo.training.images_config import ImagesConfig
+from fastmammo.training.model_config import ModelConfig
 from fastmammo.training.options import check_choices, check_range, option
 from fastmammo.training.sampler import SamplingConfig
 from fastmammo.training.table import TableOptions
@@ -51,8 +51,8 @@ class LoopConfig:
     auxiliary_weight: float = option(0.1, "weight of each auxiliary head's loss")
     correct_prior: bool = option(
         True,
-        "undo in the scores that balancing has shown positives more often than they are; logits "
-        "are written as they are",
+        "undo in the scores that balancing has shown positives more often than they are, and what "
+        "label smoothing and a focal loss do to them; logits are written as they are",
     )
     monitor: str = option(
         "pr_auc",
@@ -73,8 +73,9 @@ class LoopConfig:
     )
     head: str = option(
         "network",
-        "network: the network's own scores; metadata: its frozen features with age, view, "
-        "laterality, implant and density in a logistic regression",
+        "network: the network's own scores; metadata: its features as they come (pretrained "
+        "weights, or --weights) with age, view, laterality, implant and density in a logistic "
+        "regression: the network is not trained, and epochs, lr and augment are not used",
         choices=("network", "metadata"),
     )
     channels_last: bool = option(True, "keep tensors channels-last in memory on a GPU")
@@ -116,11 +117,52 @@ class LoopConfig:
             return self.score_weights
         return "best" if self.early_stop else "last"
 
+    @property
+    def epoch_chosen_by(self) -> str | None:
+        """The metric that chose, on the fold it is scored on, which epoch's weights count."""
+        if self.head != "network" or not (self.early_stop or self.scored_weights == "best"):
+            return None
+        return self.monitor
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether the loss's optimum tells the probability of cancer: see prior.py."""
+        return self.loss != "focal" or not (self.smoothing or self.positive_smoothing)
+
+    @property
+    def score_notes(self) -> list[str]:
+        """What is to be known of how scores come from logits."""
+        if not self.correct_prior:
+            return []
+        if not self.has_posterior:
+            return [
+                "scores are plain sigmoids: the optimum of a focal loss with label smoothing tells "
+                "no probability, so neither the balancing nor the smoothing is undone"
+            ]
+        found = []
+        if self.loss == "focal" and self.focal_gamma:
+            found.append(
+                "focal loss: scores are the probabilities at which it has its optimum, not sigmoids"
+            )
+        if self.smoothing or self.positive_smoothing:
+            found.append("label smoothing is undone in the scores")
+        return found
+
 
 _CHANGES_NO_NUMBERS = frozenset(
     {"device", "strict", "resume", "tensorboard", "storage", "image_cache", "budget_gb", "prefetch"}
 )
 """Fields that may differ when a run goes on: where images lie and what is written beside."""
+
+_KINDS: dict[str, type[Any]] = {
+    "table": TableOptions,
+    "sampling": SamplingConfig,
+    "images": ImagesConfig,
+    "augment": AugmentConfig,
+    "model": ModelConfig,
+    "loop": LoopConfig,
+    "preprocess": Config,
+}
 
 
 @dataclass(frozen=True)
@@ -139,6 +181,20 @@ class Settings:
     loop: LoopConfig = field(default_factory=LoopConfig)
     preprocess: Config | None = None
 
+    def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) and not (name == "preprocess" and value is None):
+                raise ConfigError(
+                    f"settings: {name}: got {value!r}, wanted {kind.__name__}: "
+                    f"Settings({name}={kind.__name__}(...))"
+                )
+        if self.loop.head == "metadata" and self.model.multiview != "none":
+            raise ConfigError(
+                f"multiview: got {self.model.multiview!r} with head 'metadata', whose network is "
+                "not trained and scores each image by itself: take multiview none, or head network"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by part, as JSON-able values; `from_dict` gives them back."""
         given = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -154,22 +210,13 @@ class Settings:
             ConfigError: a part or a field that this version does not know, or a value that it
                 does not allow.
         """
-        kinds = {
-            "table": TableOptions,
-            "sampling": SamplingConfig,
-            "images": ImagesConfig,
-            "augment": AugmentConfig,
-            "model": ModelConfig,
-            "loop": LoopConfig,
-            "preprocess": Config,
-        }
         parts: dict[str, Any] = {}
         for name, given in values.items():
-            kind = kinds.get(name)
+            kind = _KINDS.get(name)
             if name == "preprocess" and given is None:
                 continue
             if kind is None or not isinstance(given, dict):
-                raise ConfigError(f"settings: got a part {name!r}, known are {', '.join(kinds)}")
+                raise ConfigError(f"settings: got a part {name!r}, known are {', '.join(_KINDS)}")
             known = {each.name for each in fields(kind)}
             unknown = sorted(set(given) - known)
             if unknown:

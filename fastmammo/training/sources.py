@@ -44,7 +44,7 @@ class PackedSource:
     """The array images.npy of `convert --format packed`."""
 
     def __init__(self, folder: str, settings: dict[str, Any], manifest: pd.DataFrame) -> None:
-        self.root, self.settings = folder, settings
+        self.root, self.settings, self.manifest = folder, settings, manifest
         self.size, self.bits = _size_of(folder, settings)
         self.candidates = _candidates(manifest, settings, "row", "not in images.npy yet")
         path = os.path.join(folder, ARRAY)
@@ -84,7 +84,7 @@ class PngSource:
     """The PNGs of `convert`."""
 
     def __init__(self, folder: str, settings: dict[str, Any], manifest: pd.DataFrame) -> None:
-        self.root, self.settings = folder, settings
+        self.root, self.settings, self.manifest = folder, settings, manifest
         self.size, self.bits = _size_of(folder, settings)
         self.candidates = _candidates(manifest, settings, "output", "without an output")
         self.files = [os.path.join(folder, name) for name in manifest["output"]]
@@ -136,6 +136,8 @@ class DicomSource:
             if not each.path.lower().endswith(_NO_DICOM)
         ]
         self.files = [each.source for each in inputs]
+        self.placed: dict[int, tuple[int, int, int, int]] = {}
+        """Of each file decoded by now: row0, column0, row1, column1 of the breast's crop."""
         self.candidates = [
             Candidate(
                 (each.path, each.source),
@@ -158,6 +160,8 @@ class DicomSource:
             if isinstance(each.error, DeviceError):
                 raise each.error
             failures[each.index] = f"{each.source}: {each.error}"
+        for index, geometry in zip(batch.indices, batch.geometry, strict=True):
+            self.placed[files[index]] = geometry.placed
         if not len(batch):
             return Loaded(torch.empty((0, *self.size), dtype=torch_type(self.bits)), [], failures)
         images = batch.images

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fastmammo.training.sources import PackedSource
+from fastmammo.errors import TrainingError
+from fastmammo.training.sources import DicomSource, PackedSource
 from fastmammo.training.store import ArrayStore, FileStore, Store, TensorStore
 
 if TYPE_CHECKING:
@@ -20,12 +21,17 @@ if TYPE_CHECKING:
 
 
 def open_store(
-    source: Source, files: NDArray[np.int64], options: ImagesConfig, device: torch.device
+    source: Source,
+    files: NDArray[np.int64],
+    options: ImagesConfig,
+    device: torch.device,
+    scratch: str | None = None,
 ) -> Store:
     """Make the store that the options ask for, or that has room.
 
     Args:
         files: (count,) the source's file of each slot.
+        scratch: folder for what has to lie on a disk and has no `image_cache`.
 
     Raises:
         TrainingError: there is no room.
@@ -38,11 +44,52 @@ def open_store(
         return TensorStore(kind, count, size, bits, device)
     if isinstance(source, PackedSource):
         return ArrayStore(source.array, source.rows[files])
+    keep = options.image_cache or (scratch if isinstance(source, DicomSource) else None)
+    return _file_store(source, files, keep, scratch)
+
+
+def open_kept(
+    source: Source, files: NDArray[np.int64], store: Store, scratch: str | None
+) -> tuple[FileStore | None, str]:
+    """Make the file that keeps decoded DICOMs for a later process, where `store` does not.
+
+    Returns:
+        The file, or None; and a line on it, or "".
+    """
+    if not isinstance(source, DicomSource) or scratch is None:
+        return None, ""
+    removed = f"decoded images are kept in {scratch} until every fold is scored"
+    if isinstance(store, FileStore):
+        return None, removed if store.folder.startswith(scratch) else ""
+    try:
+        return _file_store(source, files, scratch, None), removed
+    except TrainingError as error:
+        return None, f"decoded images are not kept: a run that goes on decodes anew ({error})"
+
+
+def _file_store(
+    source: Source, files: NDArray[np.int64], keep: str | None, near: str | None
+) -> FileStore:
+    count, size, bits = len(files), source.size, source.bits
     about = {"root": source.root, "count": count, "size": size, "bits": bits, **source.settings}
-    folder = None
-    if options.image_cache is not None:
-        folder = os.path.join(options.image_cache, f"images-{_key(source, files)}")
-    return FileStore(folder, count, size, bits, about)
+    folder = os.path.join(keep, f"images-{_key(source, files)}") if keep is not None else None
+    return FileStore(folder, count, size, bits, about, near=near)
+
+
+def in_memory(folder: str, mounts: str = "/proc/mounts") -> bool:
+    """Return whether a folder's files lie in the machine's memory (tmpfs), as far as is known."""
+    kinds = {}
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                _, point, kind, *_ = line.split(" ")
+                kinds[point.replace("\\040", " ").rstrip("/")] = kind
+    except (OSError, ValueError):  # no Linux
+        return False
+    path = os.path.realpath(folder).rstrip("/")
+    while path and path not in kinds:
+        path = path.rpartition("/")[0]
+    return kinds.get(path) in ("tmpfs", "ramfs")
 
 
 def choose(need: int, source: Source, options: ImagesConfig, device: torch.device) -> str:

@@ -138,6 +138,7 @@ class FileStore:
 
     Args:
         folder: kept, to be found again; None for a private one, removed at the end.
+        near: where a private one is made; None: where the system puts temporary files.
         about: what the images are, written beside them for a reader.
     """
 
@@ -150,14 +151,17 @@ class FileStore:
         size: tuple[int, int],
         bits: int,
         about: dict[str, Any],
+        *,
+        near: str | None = None,
     ) -> None:
         self._dtype = np.dtype(np.uint8 if bits == 8 else np.uint16)
         self._page = size[0] * size[1] * self._dtype.itemsize
         need = count * self._page
-        place = folder or tempfile.gettempdir()
+        place = folder or near or tempfile.gettempdir()
         try:
             if folder is None:
-                self.folder = tempfile.mkdtemp(prefix="fastmammo-images-")
+                os.makedirs(place, exist_ok=True)
+                self.folder = tempfile.mkdtemp(prefix="fastmammo-images-", dir=place)
                 self._cleanup = weakref.finalize(self, shutil.rmtree, self.folder, True)
             else:
                 self.folder = folder

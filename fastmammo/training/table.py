@@ -11,11 +11,11 @@ import numpy as np
 
 from fastmammo.conversion.writers import write_atomic
 from fastmammo.errors import ConfigError, TableError
-from fastmammo.training.columns import GIVEN, find_columns, read_csv, typed
+from fastmammo.training.columns import COLUMNS, FLOATS, GIVEN, find_columns, read_csv, typed
 from fastmammo.training.exclusions import EXCLUSIONS, excluded
 from fastmammo.training.folds import assign_folds, check_split, count_folds, hold_out
 from fastmammo.training.options import check_choices, check_range, option
-from fastmammo.training.values import some, words
+from fastmammo.training.values import rows_have, some, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,6 +124,26 @@ def read_table(
     return _read(path, options or TableOptions(), labelled, note, folds=True)[1]
 
 
+def check_typed(table: pd.DataFrame) -> None:
+    """Refuse a DataFrame that is not as `read_table` gives it.
+
+    Raises:
+        TableError: names the columns that are absent or of another type.
+    """
+    wrong = [f"no column {name}" for name in COLUMNS if name not in table]
+    wrong += [
+        f"{name} of type {table[name].dtype}"
+        for name in COLUMNS
+        if name in table and ((name in FLOATS and table[name].dtype.kind != "f")
+                              or (name == "fold" and table[name].dtype.kind not in "iu"))
+    ]  # fmt: skip
+    if wrong:
+        raise TableError(
+            f"table: the DataFrame is not as read_table gives it: {some(wrong)}. Write it as a CSV "
+            "and name that, or give what read_table makes of it"
+        )
+
+
 def split_table(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -133,8 +153,9 @@ def split_table(
 ) -> pd.DataFrame:
     """Write the CSV again, its own columns as they are, with a column fold.
 
-    Folds are `assign_folds`', or with `options.hold_out` 0 for held out and 1 for training. Rows
-    that `exclude` and `views` leave out are not written. A column fold of the CSV is replaced.
+    Folds are `assign_folds`', or with `options.hold_out` 0 for held out and -1 for training (in
+    no validation, in every training), which `train` takes as the one fold that it is. Rows that
+    `exclude` and `views` leave out are not written. A column fold of the CSV is replaced.
 
     Args:
         path: the CSV, as `read_table` takes it.
@@ -208,7 +229,7 @@ def _check_ids(table: pd.DataFrame, lines: Sequence[int], where: str) -> None:
         empty = (table[name] == "").to_numpy(np.bool_)
         if empty.any():
             raise TableError(
-                f"{where}: column {name}: {empty.sum()} rows have none: lines {some(line[empty])}"
+                f"{where}: column {name}: {rows_have(empty.sum())} none: lines {some(line[empty])}"
             )
     with_path = table[table["path"] != ""]
     for frame, keys, what in (
@@ -252,7 +273,7 @@ def _check_labels(table: pd.DataFrame, lines: Sequence[int], where: str) -> None
     missing = table["cancer"].isna().to_numpy()
     if missing.any():
         raise TableError(
-            f"{where}: column cancer: {missing.sum()} rows have no label: lines "
+            f"{where}: column cancer: {rows_have(missing.sum())} no label: lines "
             f"{some(np.asarray(lines)[missing])}. Label them, or take these rows out of the table"
         )
 

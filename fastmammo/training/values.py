@@ -108,7 +108,7 @@ def read_column(texts: pd.Series[Any], name: str, lines: Sequence[int], where: s
     ]
     if bad:
         raise TableError(
-            f"{where}: column {name}: {len(bad)} rows have a value that is not allowed: "
+            f"{where}: column {name}: {rows_have(len(bad))} a value that is not allowed: "
             f"{some(bad)}. Wanted {wanted}, or nothing where it is unknown; "
             f"columns='{name}=' leaves the column out"
         )
@@ -150,6 +150,11 @@ def some(values: Iterable[object], limit: int = 5) -> str:
     texts = [str(value) for value in values]
     more = f", ... ({len(texts)} in all)" if len(texts) > limit else ""
     return ", ".join(texts[:limit]) + more
+
+
+def rows_have(count: int) -> str:
+    """Give the beginning of a message on some rows."""
+    return "1 row has" if count == 1 else f"{count} rows have"
 
 
 def words(text: str) -> list[str]:
