@@ -9,25 +9,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-_LINE_EVERY_SECONDS = 10.0
+    from typing_extensions import Self
+
+LINE_EVERY_SECONDS = 10.0
 
 
-class Progress:
-    """A context manager whose `update(done, total, failed, seconds)` shows rate and time left."""
+class LiveBar:
+    """A context manager with rich's live bar on stderr where that is a terminal: `self._bar`."""
+
+    _title = "{task.description}"
+    _quiet = False
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._task: Any = None
         self._last = time.monotonic()
 
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("converting"),
+                TextColumn(self._title),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -45,6 +49,16 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+
+class Progress(LiveBar):
+    """A context manager whose `update(done, total, failed, seconds)` shows rate and time left."""
+
+    _title = "converting"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._task: Any = None
+
     def update(self, done: int, total: int, failed: int, seconds: float) -> None:
         """Show that `done` of `total` files are finished, `failed` of them failed."""
         note = _note(done, total, failed, seconds)
@@ -52,7 +66,7 @@ class Progress:
             if self._task is None:
                 self._task = self._bar.add_task("convert", total=total, note=note)
             self._bar.update(self._task, completed=done, total=total, note=note)
-        elif time.monotonic() - self._last > _LINE_EVERY_SECONDS or done == total:
+        elif time.monotonic() - self._last > LINE_EVERY_SECONDS or done == total:
             self._last = time.monotonic()
             print(f"converted {done}/{total}, {note}", file=sys.stderr, flush=True)
 

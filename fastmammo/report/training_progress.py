@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from types import TracebackType
-
-_LINE_EVERY_SECONDS = 10.0
+from fastmammo.report.progress import LINE_EVERY_SECONDS, LiveBar
 
 
-class TrainingProgress:
+class TrainingProgress(LiveBar):
     """A context manager whose `update(event)` shows a live bar on a terminal, else lines.
 
     What stays (an epoch, a fold's figures, notes) is printed as a line in both cases; with `quiet`
@@ -20,37 +17,10 @@ class TrainingProgress:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__()
         self._quiet = quiet
-        self._bar: Any = None
         self._tasks: dict[str, Any] = {}
-        self._last = time.monotonic()
         self._epochs = 0
-
-    def __enter__(self) -> TrainingProgress:
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
-            )
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def note(self, line: str) -> None:
         """Print a line that the user should read, `quiet` or not."""
@@ -77,7 +47,7 @@ class TrainingProgress:
             self._bar.update(self._tasks[what], completed=done, total=total, note=note)
             if done >= total:  # what is done leaves the picture to what is at work
                 self._bar.remove_task(self._tasks.pop(what))
-        elif time.monotonic() - self._last > _LINE_EVERY_SECONDS:
+        elif time.monotonic() - self._last > LINE_EVERY_SECONDS:
             self._last = time.monotonic()
             print(f"{what} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
 
