@@ -15,8 +15,8 @@ import fastmammo.errors
 
 PACKAGE = Path(fastmammo.__file__).parent
 LADDER = [
-    *("errors", "dicom", "kernels", "decoding", "preprocess", "conversion", "training", "report"),
-    "cli",
+    *("errors", "options", "dicom", "kernels", "decoding", "preprocess", "conversion", "training"),
+    *("report", "cli"),
 ]
 ASIDE = {
     "testing": {"errors", "dicom", "testing"},

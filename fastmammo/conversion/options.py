@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from fastmammo.conversion.filters import SCREENING, VIEW_NAMES, Filters
 from fastmammo.dicom.attributes import MODIFIERS
 from fastmammo.errors import ConfigError
-
-
-def _option(default: Any, help: str, *, choices: tuple[str, ...] = (), **cli: Any) -> Any:
-    """Declare a field with its help line and its allowed values: the CLI reads both.
-
-    `cli` is for the command line, where the default does not tell: metavar.
-    """
-    return field(default=default, metadata={"help": help, "choices": choices, **cli})
+from fastmammo.options import check_choices, option
 
 
 def _is_number(value: Any, *kinds: type) -> bool:
@@ -39,65 +32,63 @@ _LEAST_MEMORY_MB = 1024
 class ConvertOptions:
     """How a run reads, writes and goes on; what it makes of the pixels is `Config`'s."""
 
-    workers: int = _option(
+    workers: int = option(
         0,
         "worker processes; 0 is one for each core this process may use, on cuda one for each GPU",
     )
-    format: str = _option(
+    format: str = option(
         "png",
         "png: one greyscale PNG a file; packed: one array images.npy (N, rows, columns) for "
         "training, its row of each file in the manifest",
         choices=("png", "packed"),
     )
-    timeout_seconds: float = _option(
+    timeout_seconds: float = option(
         300.0,
         "a file that takes longer is given up as failed and its worker is replaced; inf: no limit",
     )
-    memory_limit_mb: int = _option(
+    memory_limit_mb: int = option(
         4096,
         "address space of a worker, in MiB: a file that needs more is failed as out of memory (or "
         "as the codec's words have it); 0: no limit; on cuda there is none",
     )
-    device_memory_mb: int = _option(
+    device_memory_mb: int = option(
         0,
         "on cuda: device memory of a worker, in MiB; 0 is four fifths of what is free when it "
         "starts, shared out among the workers of a GPU",
     )
-    compare: str = _option(
+    compare: str = option(
         "stat",
         "how a second run notices that an input has changed: stat (size and time of last change) "
         "or content (SHA-256: reads every input again)",
         choices=("stat", "content"),
     )
-    image_root: str | None = _option(
+    image_root: str | None = option(
         None, "folder that the paths of a list or CSV start from (RSNA: train_images)"
     )
-    path_column: str | None = _option(
+    path_column: str | None = option(
         None, "CSV column with the path; by default path, filename, file, file_path or dicom_path"
     )
-    follow_links: bool = _option(
-        False, "follow links to folders, and links to files outside of SRC"
-    )
-    fail_fast: bool = _option(False, "end the run at the first file that fails")
-    screening_views: bool = _option(
+    follow_links: bool = option(False, "follow links to folders, and links to files outside of SRC")
+    fail_fast: bool = option(False, "end the run at the first file that fails")
+    screening_views: bool = option(
         False, "convert standard screening views only: as --view CC,MLO --view-modifiers none"
     )
-    view: str | None = _option(
+    view: str | None = option(
         None, f"convert these views only, as CC,MLO; allowed are {', '.join(VIEW_NAMES)}"
     )
-    view_modifiers: str | None = _option(
+    view_modifiers: str | None = option(
         None,
         "view modifiers that may occur (none: views without one), or that may not, as 'not spot "
         f"compression,not magnification'; allowed are none, {', '.join(MODIFIERS)}",
     )
-    presentation_intent: str | None = _option(
+    presentation_intent: str | None = option(
         None, "convert only images FOR PRESENTATION or only FOR PROCESSING (or short: presentation)"
     )
-    laterality: str | None = _option(None, "convert these sides only: L, R or B")
-    manufacturer: str | None = _option(
+    laterality: str | None = option(None, "convert these sides only: L, R or B")
+    manufacturer: str | None = option(
         None, "convert only what a maker's name has a part of, in any case, as hologic,siemens"
     )
-    boxes: str | None = _option(
+    boxes: str | None = option(
         None,
         "CSV of lesion boxes in pixels of the DICOMs (row0, column0, row1, column1; x0, y0, x1, "
         "y1; or xmin, ymin, xmax, ymax), joined by path, sop_instance_uid or image_id: mapped to "
@@ -106,10 +97,7 @@ class ConvertOptions:
     )
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            value, choices = getattr(self, each.name), each.metadata["choices"]
-            if choices and value not in choices:
-                raise ConfigError(f"{each.name}: got {value!r}, allowed are {', '.join(choices)}")
+        check_choices(self)
         if not _is_number(self.workers, int) or not 0 <= self.workers <= 1024:
             raise ConfigError(f"workers: got {self.workers!r}, wanted a whole number 0 to 1024")
         filters = Filters(**{name: getattr(self, name) for name in _FILTERS})

@@ -4,73 +4,63 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from fastmammo.errors import ConfigError
+from fastmammo.options import check_choices, option
 from fastmammo.preprocess.voi import WindowChoice
 
 PIXEL_VERSION = 2
 """Raised whenever the same settings and input would give other pixels than before."""
 
 
-def _option(
-    default: Any, help: str, *, choices: tuple[Any, ...] = (), pixels: bool = True, **cli: Any
-) -> Any:
-    """Declare a field: its help line, its allowed values, and whether it changes pixels.
-
-    `cli` is for the command line, where the default does not tell: type, metavar.
-    """
-    metadata = {"help": help, "choices": choices, "pixels": pixels, **cli}
-    return field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True)
 class Config:
     """How stored values become an image. Every field but `device` and `strict` changes pixels."""
 
-    size: tuple[int, int] = _option(
+    size: tuple[int, int] = option(
         (1024, 512), "rows and columns of the output, for example 1024x512"
     )
-    bits: int = _option(8, "bits of an output pixel", choices=(8, 16))
-    scale: str = _option(
+    bits: int = option(8, "bits of an output pixel", choices=(8, 16))
+    scale: str = option(
         "auto",
         "auto: decode no more resolution than the output needs; full: decode every pixel",
         choices=("auto", "full"),
     )
-    oversample: float = _option(
+    oversample: float = option(
         1.0, "auto decodes a level only if the crop there is at least this many times the output"
     )
-    spacing_mm: float | None = _option(
+    spacing_mm: float | None = option(
         None,
         "distance between the output's pixels in mm, along both axes: size is then the canvas, and "
         "an image that does not fit fails; by default the image is fitted to the size",
         type=float,
         metavar="MM",
     )
-    crop: str = _option(
+    crop: str = option(
         "breast",
         "breast: crop to the breast (Otsu, largest component); none: keep the frame",
         choices=("breast", "none"),
     )
-    margin: float = _option(0.01, "margin around the breast, as a share of the frame's longer side")
-    flip: str = _option(
+    margin: float = option(0.01, "margin around the breast, as a share of the frame's longer side")
+    flip: str = option(
         "none",
         "side on which the chest wall comes to lie: left, right, or none to keep it as it is",
         choices=("none", "left", "right"),
     )
-    window: str = _option(
+    window: str = option(
         "auto",
         "auto (the file's first usable window or VOI LUT), none, minmax, CENTER,WIDTH[,FUNCTION], "
         "window:INDEX, lut:INDEX or explanation:TEXT; with a minus in front: --window=-5,100",
     )
-    frame: int = _option(0, "index of the frame, in multi-frame files")
-    backend: str = _option(
+    frame: int = option(0, "index of the frame, in multi-frame files")
+    backend: str = option(
         "auto",
         "decoder: auto, numba, openjpeg, imagecodecs, pylibjpeg or numpy; on cuda also nvjpeg2000, "
         "nvimgcodec or dali",
     )
-    device: str = _option(
+    device: str = option(
         "cpu",
         "device that decodes and computes: cpu; cuda (a GPU, the CPU where it cannot); or auto: "
         "cuda where GPU, CuPy and nvJPEG2000 are there, else cpu (the GPU path has not been run on "
@@ -78,7 +68,7 @@ class Config:
         choices=("cpu", "cuda", "auto"),
         pixels=False,
     )
-    strict: bool = _option(
+    strict: bool = option(
         False,
         "on cuda: fail a file that the GPU cannot decode; by default the CPU decodes it",
         pixels=False,
@@ -94,12 +84,7 @@ class Config:
         from fastmammo.decoding.backends import check_device
 
         check_device(self.device)
-        for each in fields(self):
-            value, choices = getattr(self, each.name), each.metadata["choices"]
-            if choices and value not in choices:
-                raise ConfigError(
-                    f"{each.name}: got {value!r}, allowed are {', '.join(map(str, choices))}"
-                )
+        check_choices(self)
         for name, low, high in (("oversample", 0.1, 16.0), ("margin", 0.0, 0.5)):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value <= high:
@@ -156,7 +141,7 @@ class Config:
     def pixels_to_dict(self) -> dict[str, Any]:
         """Return the settings that decide the pixels as JSON-able values."""
         values = self.to_dict()
-        return {f.name: values[f.name] for f in fields(self) if f.metadata["pixels"]}
+        return {f.name: values[f.name] for f in fields(self) if f.metadata.get("pixels", True)}
 
     def digest(self) -> str:
         """Return 16 hex digits over everything that decides the pixels of an output."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from fastmammo.errors import ConfigError
-from fastmammo.training.options import check_choices, check_range, option
+from fastmammo.options import check_choices, check_range, option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from fastmammo.errors import ConfigError
-from fastmammo.training.options import check_choices, check_range, option
+from fastmammo.options import check_choices, check_range, option
 
 
 @dataclass(frozen=True)

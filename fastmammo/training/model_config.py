@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastmammo.errors import ConfigError
-from fastmammo.training.options import check_choices, check_range, option
+from fastmammo.options import check_choices, check_flags, check_range, option
 
 PRESETS: dict[str, str] = {
     "small_cnn": "small_cnn",
@@ -99,6 +99,7 @@ class ModelConfig:
     freeze_norms: bool = option(False, "keep the statistics of every BatchNorm as they start")
 
     def __post_init__(self) -> None:
+        check_flags(self)
         check_choices(self)
         check_range(self, "dropout", 0, 0.95)
         check_range(self, "drop_path", 0, 0.95)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastmammo.errors import ConfigError, TableError
-from fastmammo.training.options import check_choices, check_range, option
+from fastmammo.options import check_choices, check_range, option
 from fastmammo.training.permutations import by_label, draw, need_both, occurrences
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from fastmammo.errors import ConfigError
+from fastmammo.options import check_choices, check_flags, check_range, option
 from fastmammo.preprocess.config import Config
 from fastmammo.training.augment_config import AugmentConfig
 from fastmammo.training.images_config import ImagesConfig
 from fastmammo.training.model_config import ModelConfig
-from fastmammo.training.options import check_choices, check_range, option
 from fastmammo.training.sampler import SamplingConfig
 from fastmammo.training.table import TableOptions
 
@@ -87,6 +87,7 @@ class LoopConfig:
     tensorboard: bool = option(False, "write TensorBoard events beside log.csv")
 
     def __post_init__(self) -> None:
+        check_flags(self)
         check_choices(self)
         for name, low, high in (
             ("epochs", 1, 100_000),

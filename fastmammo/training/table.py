@@ -11,10 +11,10 @@ import numpy as np
 
 from fastmammo.conversion.writers import write_atomic
 from fastmammo.errors import ConfigError, TableError
+from fastmammo.options import check_choices, check_range, option
 from fastmammo.training.columns import COLUMNS, FLOATS, GIVEN, find_columns, read_csv, typed
 from fastmammo.training.exclusions import EXCLUSIONS, excluded
 from fastmammo.training.folds import assign_folds, check_split, count_folds, hold_out
-from fastmammo.training.options import check_choices, check_range, option
 from fastmammo.training.values import rows_have, some, words
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Declares the fields of the trainer's settings: their help lines and allowed values."""
+"""Declares and checks the fields of all settings: their help lines and allowed values."""
 
 from __future__ import annotations
 
@@ -12,25 +12,36 @@ from fastmammo.errors import ConfigError
 def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **cli: Any) -> Any:
     """Declare a field with its help line and its allowed values: the CLI reads both.
 
-    `cli` is for the command line, where the default does not tell: type, metavar.
+    `cli` is for the command line, where the default does not tell (type, metavar), or whatever else
+    a field's reader wants to know of it.
     """
     return _field(default=default, metadata={"help": help, "choices": choices, **cli})
 
 
 def check_choices(config: Any) -> None:
-    """Refuse a field whose value is not among its choices, or no True or False where that is asked.
+    """Refuse a field whose value is not among its choices.
 
     Raises:
         ConfigError: field, got, allowed.
     """
     for each in fields(config):
         value, choices = getattr(config, each.name), each.metadata.get("choices")
-        if isinstance(each.default, bool) and not isinstance(value, bool):
-            raise ConfigError(f"{each.name}: got {value!r}, wanted True or False")
         if choices and value not in choices:
             raise ConfigError(
                 f"{each.name}: got {value!r}, allowed are {', '.join(map(str, choices))}"
             )
+
+
+def check_flags(config: Any) -> None:
+    """Refuse a field that is neither True nor False where its default is one of them.
+
+    Raises:
+        ConfigError: field, got, wanted.
+    """
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if isinstance(each.default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"{each.name}: got {value!r}, wanted True or False")
 
 
 def check_range(config: Any, name: str, low: float, high: float, *, whole: bool = False) -> None:
