@@ -453,11 +453,12 @@ def by_flooding(mask: np.ndarray) -> np.ndarray:
     return labels
 
 
-@pytest.mark.parametrize("radius", [0, 1, 2, 5, 20])
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 5, 14, 20])
 def test_dilation_and_opening_by_their_definitions(radius: int) -> None:
     mask = np.random.default_rng(13).random((23, 31)) < 0.85
     mask[5:18, 3:20] = True
     sparse = np.random.default_rng(17).random((23, 31)) < 0.01
+    sparse[0, 0] = sparse[22, 4] = True  # what lies at an edge reaches as far as the rest
     near = np.zeros_like(sparse)
     for y, x in np.argwhere(sparse):
         near[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1] = True

@@ -70,7 +70,7 @@ PREFERENCE: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("raw", "cpu"): ("numpy",),
     ("rle", "cpu"): ("imagecodecs",),
     ("jpeg", "cpu"): ("imagecodecs", "pylibjpeg"),
-    ("jpeg-lossless", "cpu"): ("imagecodecs", "pylibjpeg"),
+    ("jpeg-lossless", "cpu"): ("numba", "imagecodecs", "pylibjpeg"),
     ("jpeg-ls", "cpu"): ("imagecodecs", "pylibjpeg"),
     ("jpeg2000", "cpu"): ("numba", "openjpeg", "imagecodecs", "pylibjpeg"),
     # OpenJPH is three times as fast as OpenJPEG for the whole frame, but only OpenJPEG's

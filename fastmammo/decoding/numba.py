@@ -1,7 +1,8 @@
-"""JPEG 2000 in numba: lossless greyscale as scanners write it, twice as fast as OpenJPEG on a core.
+"""JPEG 2000 and JPEG lossless in numba: greyscale as scanners write it, twice as fast as C.
 
-Its arithmetic decoder has no branch on what it decodes, which noise makes a coin toss (see
-`fastmammo.decoding.ebcot`). What it does not decode it says beforehand: those go to OpenJPEG.
+Neither decoder has a branch on what it decodes, which noise makes a coin toss (see
+`fastmammo.decoding.ebcot` and `fastmammo.decoding.lossless_jpeg`). What they do not decode they say
+beforehand: those go to OpenJPEG and libjpeg-turbo.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 NAME = "numba"
 DEVICE = "cpu"
-FORMATS = frozenset({"jpeg2000"})
-LEVELS = True
+FORMATS = frozenset({"jpeg2000", "jpeg-lossless"})
+LEVELS = True  # of JPEG 2000
 CLAMPS = True
 
 MOST_PACKETS = 1 << 17
@@ -41,6 +42,22 @@ def refuses(codestream: Codestream) -> str | None:
         return f"{codestream.precision} bits a sample, 16 at most"
     if codestream.components != 1 or codestream.subsampling != (1, 1):
         return f"{codestream.components} components, one of every pixel only"
+    if codestream.format == "jpeg-lossless":
+        return _refuses_jpeg(codestream)
+    return _refuses_jpeg2000(codestream)
+
+
+def _refuses_jpeg(codestream: Codestream) -> str | None:
+    if codestream.process != "lossless":
+        return f"{codestream.process} coding, Huffman codes only"
+    if not 1 <= codestream.predictor <= 7 or codestream.point_transform >= codestream.precision:
+        return f"predictor {codestream.predictor}, point transform {codestream.point_transform}"
+    if codestream.restart_interval % codestream.columns:
+        return f"restart intervals of {codestream.restart_interval} samples, no whole rows"
+    return None
+
+
+def _refuses_jpeg2000(codestream: Codestream) -> str | None:
     if codestream.wavelet != "5/3":
         return "the 9/7 wavelet: it decodes the reversible 5/3 alone"
     if codestream.tiles != 1 or codestream.origin != (0, 0):
@@ -75,13 +92,46 @@ def decode(
         threads: not used: one image takes one core, many images take many.
 
     Returns:
-        (ceil(rows / 2^level), ceil(columns / 2^level)) uint8, int8, uint16 or int16, clamped to the
-        codestream's precision.
+        (ceil(rows / 2^level), ceil(columns / 2^level)) uint8, int8, uint16 or int16, within the
+        codestream's precision: JPEG 2000 is clamped to it, JPEG beyond it is refused.
 
     Raises:
         CorruptCodestreamError: headers or packets break off or contradict themselves.
     """
-    return Pyramid(data, codestream).decode(level)
+    return pyramid(data, codestream).decode(level)
+
+
+def pyramid(data: bytes | memoryview, codestream: Codestream) -> LosslessJpeg | Pyramid:
+    """Open a codestream, to decode levels of it.
+
+    Raises:
+        CorruptCodestreamError: its headers break off or contradict themselves.
+    """
+    kind = LosslessJpeg if codestream.format == "jpeg-lossless" else Pyramid
+    return kind(data, codestream)
+
+
+class LosslessJpeg:
+    """One JPEG lossless codestream, which has no levels."""
+
+    def __init__(self, data: bytes | memoryview, codestream: Codestream) -> None:
+        from fastmammo.decoding.lossless_jpeg.header import read_scan
+
+        self._view = memoryview(data)[codestream.offset : codestream.offset + codestream.length]
+        self._scan = read_scan(self._view)
+        self._codestream = codestream
+
+    def decode(self, level: int) -> NDArray[np.generic]:
+        """Return the samples, uint8 or uint16; level must be 0."""
+        from fastmammo.decoding.lossless_jpeg.samples import decode_samples
+
+        c = self._codestream
+        samples = decode_samples(
+            *(np.frombuffer(self._view, np.uint8), self._scan, c.rows, c.columns),
+            precision=c.precision,
+            interval=c.restart_interval,
+        )
+        return samples if c.precision > 8 else samples.astype(np.uint8)
 
 
 class Pyramid:
@@ -130,6 +180,3 @@ class Pyramid:
             signed = samples.view(np.int16)
             return signed if header.precision > 8 else signed.astype(np.int8)
         return samples if header.precision > 8 else samples.astype(np.uint8)
-
-
-pyramid = Pyramid

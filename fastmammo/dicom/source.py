@@ -41,7 +41,8 @@ def load(source: Source) -> bytes | memoryview:
         _require_dicom(bytes(data[:132]), len(data))
         return data
     if isinstance(source, (str, os.PathLike)):
-        with open(source, "rb") as file:
+        # unbuffered: a buffer that holds the head would have all of the file copied once more
+        with open(source, "rb", buffering=0) as file:
             # 132 bytes tell: a 30 GB archive beside the images must not be read into memory
             _require_dicom(file.read(132), os.fstat(file.fileno()).st_size)
             file.seek(0)

@@ -39,27 +39,32 @@ def histogram(
 def _histogram(pixels, first, where, counts):  # type: ignore[no-untyped-def]
     rows, columns = pixels.shape
     offset, top = np.int64(first), np.int64(counts.size - 1)
+    # a run of one value is counted at once: in air each count would wait for the one before
+    value, run = np.int64(0), np.int64(0)
     for y in range(rows):
         for x in range(columns):
             if where[y, x]:
-                index = np.int64(pixels[y, x]) - offset
-                counts[min(max(index, np.int64(0)), top)] += 1
+                index = min(max(np.int64(pixels[y, x]) - offset, np.int64(0)), top)
+                if index != value:
+                    counts[value] += run
+                    value, run = index, np.int64(0)
+                run += 1
+    counts[value] += run
 
 
 def dilated(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     """Return the pixels at most `radius` rows and `radius` columns from the mask."""
-    out: NDArray[np.bool_] = mask.copy()
-    spare = np.empty_like(mask)
+    window = 2 * radius + 1
+    out: NDArray[np.bool_] = np.pad(mask, radius)
     for axis in (0, 1):
-        reach = 0
-        while reach < radius:
-            step = min(2 * reach + 1, radius - reach)  # a reach of n covers steps up to 2n + 1
-            a, b = (out, spare) if axis == 0 else (out.T, spare.T)
-            b[:step] = a[:step]
-            np.logical_or(a[step:], a[:-step], out=b[step:])
-            np.logical_or(b[:-step], a[step:], out=b[:-step])
-            out, spare = spare, out
-            reach += step
+        joined = 1  # each sample stands for itself and those after it, so many in all
+        while joined < window:
+            step = min(joined, window - joined)
+            if axis == 0:
+                out = out[:-step] | out[step:]
+            else:
+                out = out[:, :-step] | out[:, step:]
+            joined += step
     return out
 
 

@@ -42,42 +42,45 @@ def _low_pass(x, out):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     half_rows, half_columns = out.shape
     odd_columns = columns // 2
+    one, two = np.int32(1), np.int32(2)
     above = np.zeros(columns, np.int32)  # vertical high-pass d[k-1]
-    below = np.zeros(columns, np.int32)  # vertical high-pass d[k]
     low = np.empty(columns, np.int32)
-    high = np.empty(max(odd_columns, 1), np.int32)  # horizontal high-pass of the row at hand
+    # `low` by even and odd columns: side by side, as the vector units want it
+    evens = np.empty(half_columns + 1, np.int32)
+    odds = np.empty(half_columns + 1, np.int32)
+    high = np.empty(half_columns + 1, np.int32)  # horizontal high-pass: d[j] at j + 1
+    if rows > 1:  # the extension mirrors d[0] to d[-1]; a single row passes unchanged
+        following = x[min(2, 2 * (half_rows - 1))]
+        for j in range(columns):
+            above[j] = np.int32(x[1, j]) - ((np.int32(x[0, j]) + np.int32(following[j])) >> one)
     for k in range(half_rows):
         even = x[2 * k]
         if 2 * k + 1 < rows:
             odd = x[2 * k + 1]
             following = x[2 * k + 2] if 2 * k + 2 < rows else even
             for j in range(columns):
-                below[j] = np.int32(odd[j]) - (
-                    (np.int32(even[j]) + np.int32(following[j])) >> np.int32(1)
-                )
-        # else: the last row has no odd one below it, and the extension mirrors d[k-1], which
-        # `below` still holds; a single row has none at all, and passes unchanged.
-        if k == 0:
-            above[:] = below
-        for j in range(columns):
-            low[j] = np.int32(even[j]) + ((above[j] + below[j] + np.int32(2)) >> np.int32(2))
-        above[:] = below
-
+                middle = np.int32(even[j])
+                below = np.int32(np.int32(odd[j]) - ((middle + np.int32(following[j])) >> one))
+                low[j] = middle + ((above[j] + below + two) >> two)
+                above[j] = below
+        else:  # the last row has no odd one below it, and the extension mirrors d[k-1]
+            for j in range(columns):
+                low[j] = np.int32(even[j]) + ((above[j] + above[j] + two) >> two)
         row = out[k]
         if columns == 1:
             row[0] = low[0]
             continue
-        for j in range(odd_columns - 1):
-            high[j] = low[2 * j + 1] - ((low[2 * j] + low[2 * j + 2]) >> np.int32(1))
-        j = odd_columns - 1
-        right = low[2 * j + 2] if 2 * j + 2 < columns else low[2 * j]
-        high[j] = low[2 * j + 1] - ((low[2 * j] + right) >> np.int32(1))
-        row[0] = low[0] + ((high[0] + high[0] + np.int32(2)) >> np.int32(2))
-        for j in range(1, odd_columns):
-            row[j] = low[2 * j] + ((high[j - 1] + high[j] + np.int32(2)) >> np.int32(2))
+        for j in range(odd_columns):
+            evens[j] = low[2 * j]
+            odds[j] = low[2 * j + 1]
+        evens[odd_columns] = low[columns - 1] if half_columns > odd_columns else low[columns - 2]
+        for j in range(odd_columns):
+            high[j + 1] = odds[j] - ((evens[j] + evens[j + 1]) >> one)
+        high[0] = high[1]
         if half_columns > odd_columns:
-            j = odd_columns
-            row[j] = low[2 * j] + ((high[j - 1] + high[j - 1] + np.int32(2)) >> np.int32(2))
+            high[half_columns] = high[odd_columns]
+        for j in range(half_columns):
+            row[j] = evens[j] + ((high[j] + high[j + 1] + two) >> two)
 
 
 def clip_to(

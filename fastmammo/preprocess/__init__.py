@@ -1,17 +1,38 @@
-"""Stored values → model-ready image, all in integers: VOI LUT, Otsu crop, flip, resampling."""
+"""Stored values → model-ready image, all in integers: VOI LUT, Otsu crop, flip, resampling.
 
-from fastmammo.preprocess.config import Config
-from fastmammo.preprocess.geometry import Geometry
-from fastmammo.preprocess.pipeline import (
-    STAGES,
-    Batch,
-    Failure,
-    Prepared,
-    Preprocessor,
-)
-from fastmammo.preprocess.record import RECORD_COLUMNS
-from fastmammo.preprocess.roi import Roi, find_breast, roi_level
-from fastmammo.preprocess.voi import VoiTable, WindowChoice, apply_voi, voi_table
+Names load on first use: who needs the settings alone does not wait for numba.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmammo.preprocess.config import Config
+    from fastmammo.preprocess.geometry import Geometry
+    from fastmammo.preprocess.pipeline import Batch, Failure, Prepared, Preprocessor
+    from fastmammo.preprocess.record import RECORD_COLUMNS, STAGES
+    from fastmammo.preprocess.roi import Roi, find_breast, roi_level
+    from fastmammo.preprocess.voi import VoiTable, WindowChoice, apply_voi, voi_table
+
+_HOMES = {
+    "Batch": "pipeline",
+    "Config": "config",
+    "Failure": "pipeline",
+    "Geometry": "geometry",
+    "Prepared": "pipeline",
+    "Preprocessor": "pipeline",
+    "RECORD_COLUMNS": "record",
+    "Roi": "roi",
+    "STAGES": "record",
+    "VoiTable": "voi",
+    "WindowChoice": "voi",
+    "apply_voi": "voi",
+    "find_breast": "roi",
+    "roi_level": "roi",
+    "voi_table": "voi",
+}
 
 __all__ = [
     "RECORD_COLUMNS",
@@ -30,3 +51,15 @@ __all__ = [
     "roi_level",
     "voi_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastmammo.preprocess' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fastmammo.preprocess.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,7 +11,7 @@ from fastmammo.errors import ConfigError
 from fastmammo.options import check_choices, option
 from fastmammo.preprocess.voi import WindowChoice
 
-PIXEL_VERSION = 2
+PIXEL_VERSION = 3
 """Raised whenever the same settings and input would give other pixels than before."""
 
 

@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from fastmammo.preprocess.voi import VoiTable
 
 
-STAGES = ("read", "decode", "roi", "voi", "resample")
-"""The keys of `Prepared.seconds`, in order."""
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Prepared:
     """One finished image and all that is known of how it came about."""

@@ -215,11 +215,13 @@ def _with_air(voi: VoiTable, small: NDArray[Any], roi: Roi) -> VoiTable:
     Of the small level's samples outside of the breast the one that a quarter of them are darker
     than: labels and borders do not count, nor does noise.
     """
-    outside = np.sort(small[~roi.mask][::7]) if roi.mask is not None else small[:0]
+    outside = small[~roi.mask][::7] if roi.mask is not None else small[:0]
     if not outside.size:
         return voi
     quarter = outside.size // 4
-    air = int(outside[-1 - quarter] if _falling(voi) else outside[quarter])
+    if _falling(voi):
+        quarter = outside.size - 1 - quarter
+    air = int(np.partition(outside, quarter)[quarter])
     shade = int(voi.values[min(max(air, voi.first), voi.last) - voi.first])
     return dataclasses.replace(voi, black=shade)
 

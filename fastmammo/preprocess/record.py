@@ -22,6 +22,9 @@ RECORD_COLUMNS = (
 )
 """The keys of `Prepared.record`, in order: a manifest has these columns."""
 
+STAGES = ("read", "decode", "roi", "voi", "resample")
+"""The keys of `Prepared.seconds`, in order."""
+
 
 def make_record(
     decoder: FrameDecoder,

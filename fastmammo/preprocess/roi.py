@@ -12,6 +12,7 @@ value - first, and last - value under MONOCHROME1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,11 +64,17 @@ class _Image:
     inverted: bool
     background: Mask
 
+    @cached_property
+    def padded(self) -> bool:
+        """Whether there is any background."""
+        return bool(self.background.any())
+
     def above(self, v: int) -> Mask:
         """Return the pixels brighter than v that are not padding."""
-        bright = self.values < self.last - v if self.inverted else self.values > self.first + v
-        found: Mask = bright & ~self.background
-        return found
+        bright: Mask = (
+            self.values < self.last - v if self.inverted else self.values > self.first + v
+        )
+        return bright & ~self.background if self.padded else bright
 
     def counts(self, where: Mask | None = None) -> NDArray[np.int64]:
         """Count the pixels that are not padding, by v."""
