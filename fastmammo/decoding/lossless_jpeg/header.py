@@ -12,8 +12,11 @@ from fastmammo.errors import CorruptCodestreamError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-INDEX_BITS = 11
-"""At most, of the look-up: 8 kB of entries; a code that is longer is rare, and searched for."""
+INDEX_BITS = 12
+"""Of the look-up: 16 kB of entries, half of a core's first cache. More bits are rare."""
+
+CODE, LONG, RUN = 1, 2, 16
+"""Kinds of entries: see `Huffman`."""
 
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 _SOF, _SOS, _DHT, _FILL = 0xC3, 0xDA, 0xC4, 0xFF
@@ -23,10 +26,11 @@ _SOF, _SOS, _DHT, _FILL = 0xC3, 0xDA, 0xC4, 0xFF
 class Huffman:
     """A Huffman table (T.81 Annex C) of difference categories, as `samples` looks codes up.
 
-    entries: uint32 (2^index_bits,), by the next bits: bits 0 to 7 code and difference together,
-        8 to 15 the code alone, 16 to 23 the category, 24 to 31 how many codes of category 0 stand
-        there in a row, if more than one: then the lower fields are those of one of them. 0 for
-        codes that are longer, unused or of category 16.
+    entries: uint32 (2^INDEX_BITS,), by the next bits. Bits 24 to 31 say what is there: 0 a code and
+        its difference, RUN + n so many differences of 0, CODE a code whose difference is longer,
+        LONG a code that is, or is unused, or of category 16. Bits 0 to 7: of the code and its
+        difference together; of one code in a run. Bits 8 to 23: the difference, modulo 2^16; for
+        CODE, 8 to 15 the code's bits, 16 to 23 the category.
     first, last, offset: int32 (17,), by length: the codes of that length, and where `categories`
         has that of the first, less it. No code: last < first.
     categories: uint8 (n,), in the order of the codes.
@@ -34,7 +38,6 @@ class Huffman:
     """
 
     entries: NDArray[np.uint32]
-    index_bits: int
     first: NDArray[np.int32]
     last: NDArray[np.int32]
     offset: NDArray[np.int32]
@@ -118,8 +121,7 @@ def _huffman(counts: list[int], categories: bytes) -> Huffman:
             f"the lossless JPEG's Huffman table has the categories {list(categories)}, wanted some "
             "of 0 to 16"
         )
-    bits = min(INDEX_BITS, max(n + 1 for n in range(16) if counts[n]))
-    entries = np.zeros(1 << bits, np.uint32)
+    entries = np.full(1 << INDEX_BITS, LONG << 24, np.uint32)
     first, last, offset = (np.zeros(17, np.int32) for _ in range(3))
     code, index, most = 0, 0, 0
     zeros: list[tuple[int, int]] = []
@@ -131,27 +133,37 @@ def _huffman(counts: list[int], categories: bytes) -> Huffman:
                 "there can be"
             )
         for category in categories[index : index + count]:
-            total = length + category % 16  # category 16 has no further bits (T.81 H.1.2.2)
-            most = max(most, total)
-            if length <= bits and category < 16:
-                at = code << (bits - length)
-                span = 1 << (bits - length)
-                entries[at : at + span] = total | length << 8 | category << 16
+            most = max(most, length + category % 16)  # 16 has no further bits (T.81 H.1.2.2)
+            if length <= INDEX_BITS and category < 16:
+                spare = INDEX_BITS - length
+                entries[code << spare : (code + 1) << spare] = _entries(length, category)
                 if category == 0:
                     zeros.append((code, length))
             code += 1
         index += count
         code <<= 1
     for zero in zeros:
-        _add_runs(entries, bits, *zero)
+        _add_runs(entries, *zero)
     kinds = np.frombuffer(categories, np.uint8)
-    return Huffman(entries, bits, first, last, offset, kinds, most)
+    return Huffman(entries, first, last, offset, kinds, most)
 
 
-def _add_runs(entries: NDArray[np.uint32], bits: int, code: int, length: int) -> None:
+def _entries(length: int, category: int) -> NDArray[np.int64] | int:
+    """Return the entries of one code: by what follows it, or one where that is too long."""
+    total = length + category
+    if total > INDEX_BITS:
+        return CODE << 24 | category << 16 | length << 8 | total
+    extra = np.arange(1 << category)
+    # below half of its range a difference is negative (T.81 F.1.2.1)
+    differences = np.where(2 * extra < 1 << category, extra + 1 - (1 << category), extra)
+    if category == 0:
+        differences[0] = 0
+    return np.repeat((differences & 0xFFFF) << 8 | total, 1 << (INDEX_BITS - total))
+
+
+def _add_runs(entries: NDArray[np.uint32], code: int, length: int) -> None:
     """Let codes of category 0 in a row be one entry: air is little else."""
-    for run in range(2, bits // length + 1):
+    for run in range(2, INDEX_BITS // length + 1):
         pattern = sum(code << (length * n) for n in range(run))
-        spare = bits - run * length
-        at = pattern << spare
-        entries[at : at + (1 << spare)] = length | length << 8 | run << 24
+        spare = INDEX_BITS - run * length
+        entries[pattern << spare : (pattern + 1) << spare] = (RUN + run) << 24 | length

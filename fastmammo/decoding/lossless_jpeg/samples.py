@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastmammo.decoding.lossless_jpeg.header import CODE, INDEX_BITS, RUN
 from fastmammo.errors import CorruptCodestreamError
 from fastmammo.kernels._jit import njit
 
@@ -46,12 +47,11 @@ def decode_samples(
         scan.start,
         buffer,
         table.entries,
-        table.index_bits,
         table.first,
         table.last,
         table.offset,
         table.categories,
-        56 // table.most_bits,
+        56 // max(table.most_bits, INDEX_BITS),
         scan.predictor,
         precision - scan.point_transform,
         interval // columns or rows,
@@ -72,7 +72,7 @@ def decode_samples(
 
 @njit
 def _decode(  # type: ignore[no-untyped-def]
-    data, start, buffer, entries, index_bits, first, last, offset, categories, codes_a_refill,
+    data, start, buffer, entries, first, last, offset, categories, codes_a_refill,
     predictor, precision, interval_rows, out,
 ):  # fmt: skip
     """Decode all restart intervals; return a status, 0 if all is well, and the row it is of."""
@@ -94,7 +94,7 @@ def _decode(  # type: ignore[no-untyped-def]
         size, position = _without_stuffing(data, position, buffer)
         bottom = min(top + interval_rows, rows)
         status, row = _interval(
-            buffer, size, entries, index_bits, first, last, offset, categories, codes_a_refill,
+            buffer, size, entries, first, last, offset, categories, codes_a_refill,
             predictor, precision, out[top:bottom],
         )  # fmt: skip
         if status:
@@ -127,7 +127,7 @@ def _without_stuffing(data, position, buffer):  # type: ignore[no-untyped-def]
 
 @njit
 def _interval(  # type: ignore[no-untyped-def]
-    buffer, size, entries, index_bits, first, last, offset, categories, codes_a_refill,
+    buffer, size, entries, first, last, offset, categories, codes_a_refill,
     predictor, precision, out,
 ):  # fmt: skip
     """Decode the rows up to the next restart marker; return a status and its row.
@@ -136,7 +136,7 @@ def _interval(  # type: ignore[no-untyped-def]
     """
     rows, columns = out.shape
     byte, low_byte = np.uint64(8), np.uint32(0xFF)
-    shift = np.uint64(64 - index_bits)
+    shift = np.uint64(64 - INDEX_BITS)
     bits, count, at = np.uint64(0), np.uint64(0), np.uint64(0)
     limit = size + byte
     value = np.uint32(1) << np.uint32(precision - 1)
@@ -158,34 +158,28 @@ def _interval(  # type: ignore[no-untyped-def]
             for _ in range(codes_a_refill):
                 entry = entries[bits >> shift]
                 used = np.uint64(entry & low_byte)
-                run = entry >> np.uint32(24)
-                if run > 1:
-                    stop = min(j + np.int64(run), columns)
+                kind = entry >> np.uint32(24)
+                if kind == 0:
+                    difference = np.int64((entry >> np.uint32(8)) & np.uint32(0xFFFF))
+                elif kind > RUN:
+                    difference = np.int64(0)
+                    stop = min(j + np.int64(kind - np.uint32(RUN)), columns)
                     used *= np.uint64(stop - j)
-                    for k in range(j, stop):
+                    for k in range(j, stop - 1):
                         line[k] = value
-                    j = stop
-                elif entry:
+                    j = stop - 1
+                elif kind == CODE:
                     code = np.uint64((entry >> np.uint32(8)) & low_byte)
-                    category = np.uint64(entry >> np.uint32(16))
-                    extra = ((bits << code) >> np.uint64(1)) >> (np.uint64(63) - category)
-                    # below half of its range it is negative (T.81 F.1.2.1): without a branch
-                    range_ = np.int64(np.uint64(1) << category)
-                    difference = np.int64(extra)
-                    negative = (difference + difference - range_) >> np.int64(63)
-                    difference += negative & (np.int64(1) - range_)
-                    value = ((value & keep) + np.uint32(difference)) & np.uint32(0xFFFF)
-                    of_row |= value
-                    line[j] = value
-                    j += 1
+                    category = np.uint64((entry >> np.uint32(16)) & low_byte)
+                    difference = _difference(bits << code, category)
                 else:
                     used, difference = _long_code(bits, first, last, offset, categories)
                     if used == 0:
                         return _NO_CODE, i
-                    value = ((value & keep) + np.uint32(difference)) & np.uint32(0xFFFF)
-                    of_row |= value
-                    line[j] = value
-                    j += 1
+                value = ((value & keep) + np.uint32(difference)) & np.uint32(0xFFFF)
+                of_row |= value
+                line[j] = value
+                j += 1
                 if not from_left:
                     value = np.uint32(0)
                 bits <<= used
@@ -211,20 +205,26 @@ def _eight_bytes(buffer, at):  # type: ignore[no-untyped-def]
 
 
 @njit
+def _difference(bits, category):  # type: ignore[no-untyped-def]
+    """Return the difference on top of `bits`, of category 1 to 15 (T.81 F.1.2.1)."""
+    extra = np.int64(bits >> (np.uint64(64) - category))
+    size = np.int64(np.uint64(1) << category)
+    return extra if extra + extra >= size else extra + np.int64(1) - size
+
+
+@njit
 def _long_code(bits, first, last, offset, categories):  # type: ignore[no-untyped-def]
     """Return the bits of any code and its difference, and the difference; 0 bits: no such code."""
     for length in range(1, 17):
         code = np.int64(bits >> np.uint64(64 - length))
         if first[length] <= code <= last[length]:
-            category = np.int64(categories[offset[length] + code])
+            category = np.uint64(categories[offset[length] + code])
             if category == 16:
                 return np.uint64(length), np.int64(32768)
             if category == 0:
                 return np.uint64(length), np.int64(0)
-            extra = np.int64((bits << np.uint64(length)) >> np.uint64(64 - category))
-            if extra < 1 << (category - 1):
-                extra += 1 - (1 << category)
-            return np.uint64(length + category), extra
+            difference = _difference(bits << np.uint64(length), category)
+            return np.uint64(length) + category, difference
     return np.uint64(0), np.int64(0)
 
 
