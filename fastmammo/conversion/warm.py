@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _EXPLICIT_LITTLE = b"1.2.840.10008.1.2.1"
 _JPEG2000_LOSSLESS = b"1.2.840.10008.1.2.4.90"
-_LONGER, _SHORTER = 1300, 240
+_LONGER, _SHORTER = 1300, 64
 """Long enough for a search two levels down (`preprocess.roi.roi_level`), as in real mammograms."""
 
 
