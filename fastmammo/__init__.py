@@ -13,6 +13,7 @@ names: Python binds a subpackage to its parent's attribute of the same name.)
     prepare = fastmammo.Preprocessor(size=(1024, 512))
     batch = prepare(["view.dcm"])                        # .images (N, 1, 1024, 512), .geometry
     fastmammo.convert("src", "dst")                      # what `fastmammo convert` runs
+    fastmammo.transcode("src", "dst")                    # the same files, as HTJ2K
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmammo.conversion import ConvertOptions, Summary, convert
+    from fastmammo.conversion import (
+        ConvertOptions,
+        Summary,
+        TranscodeOptions,
+        TranscodeSummary,
+        convert,
+        transcode,
+    )
     from fastmammo.decoding import decode
     from fastmammo.dicom import Codestream, LookupTable, Mammogram, Window, read
     from fastmammo.errors import FastMammoError, FastMammoWarning
@@ -52,12 +60,15 @@ _HOMES = {
     "Prepared": "preprocess",
     "Preprocessor": "preprocess",
     "Summary": "conversion",
+    "TranscodeOptions": "conversion",
+    "TranscodeSummary": "conversion",
     "Window": "dicom",
     "apply_voi": "preprocess",
     "convert": "conversion",
     "decode": "decoding",
     "find_breast": "preprocess",
     "read": "dicom",
+    "transcode": "conversion",
 }
 
 __all__ = [
@@ -74,6 +85,8 @@ __all__ = [
     "Prepared",
     "Preprocessor",
     "Summary",
+    "TranscodeOptions",
+    "TranscodeSummary",
     "Window",
     "__version__",
     "apply_voi",
@@ -81,6 +94,7 @@ __all__ = [
     "decode",
     "find_breast",
     "read",
+    "transcode",
 ]
 
 

@@ -19,6 +19,8 @@
     │   ├── WindowError                     the window asked for is not in the file
     │   ├── NoPixelSpacingError             a spacing in mm is asked for, the header tells none
     │   └── DoesNotFitError                 at the spacing asked for it is larger than the output
+    ├── EncodeError                         stored values did not become a file
+    │   └── NotExactError                   the file does not give them back: `transcode` keeps none
     ├── FilteredError                       not what the filters ask for: `convert` skips it
     ├── ConvertError                        a bulk run cannot start or go on
     │   ├── OutputCollisionError            two inputs would give one output name
@@ -153,6 +155,14 @@ class NoPixelSpacingError(PreprocessError):
 
 class DoesNotFitError(PreprocessError):
     """At the spacing in mm that was asked for, the image needs more pixels than the output has."""
+
+
+class EncodeError(FastMammoError):
+    """Stored values did not become a codestream, or a DICOM file."""
+
+
+class NotExactError(EncodeError):
+    """What was written does not decode to the source's pixels, or says other things of them."""
 
 
 class FilteredError(FastMammoError):

@@ -42,7 +42,7 @@ def test_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files(tmp_path)
     monkeypatch.chdir(tmp_path)
     lines = [line for line in block("shell").splitlines() if line.strip()]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         program, *arguments = shlex.split(line, comments=True)
         assert program == "fastmammo"

@@ -15,11 +15,11 @@ import fastmammo.errors
 
 PACKAGE = Path(fastmammo.__file__).parent
 LADDER = [
-    *("errors", "options", "dicom", "kernels", "decoding", "preprocess", "conversion", "training"),
-    *("report", "cli"),
+    *("errors", "options", "dicom", "kernels", "decoding", "encoding", "preprocess"),
+    *("conversion", "training", "report", "cli"),
 ]
 ASIDE = {
-    "testing": {"errors", "dicom", "testing"},
+    "testing": {"errors", "dicom", "encoding", "testing"},
     "dali": {"errors", "dicom", "kernels", "decoding", "preprocess", "dali"},
 }
 
@@ -71,6 +71,7 @@ def test_exports() -> None:
     # A subpackage of the same name would take the function's place once it is imported.
     assert callable(fastmammo.convert)
     assert callable(fastmammo.decode)
+    assert callable(fastmammo.transcode)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         fastmammo.nonsense  # noqa: B018
 
@@ -149,3 +150,12 @@ def test_every_error_of_the_tree_is_drawn_and_raised() -> None:
 def test_the_reason_of_an_error_reads_well() -> None:
     assert fastmammo.errors.CorruptCodestreamError("x").reason == "corrupt codestream"
     assert fastmammo.errors.NotDicomError("x").reason == "not dicom"
+
+
+def test_who_plans_a_run_waits_for_no_kernel() -> None:
+    program = (
+        "import sys, fastmammo.conversion.run, fastmammo.preprocess as p; p.Config();"
+        "print({'numba', 'pydicom', 'imagecodecs', 'torch', 'cupy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

@@ -146,6 +146,11 @@ VERBS: dict[str, tuple[str, Any, Any]] = {
         imaging.add_convert,
         imaging.convert,
     ),
+    "transcode": (
+        "Write mammogram DICOMs again as HTJ2K, with the same pixels, which decodes faster.",
+        imaging.add_transcode,
+        imaging.transcode,
+    ),
     "inspect": (
         "Show a file's facts, its codestream and the plan for it.",
         imaging.add_inspect,

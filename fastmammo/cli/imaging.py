@@ -1,4 +1,4 @@
-"""The verbs on images: convert, inspect, verify, doctor; each adds its flags, and runs."""
+"""The verbs on images: convert, transcode, inspect, verify, doctor; flags and calls."""
 
 from __future__ import annotations
 
@@ -69,6 +69,46 @@ def run_convert(src: str, dst: str, config: Config, options: Any, *, quiet: bool
             progress=progress.update,
             note=lambda line: print(line, file=sys.stderr),
         )
+
+
+# ---------------------------------------------------------------- transcode
+
+
+def add_transcode(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `transcode`."""
+    from fastmammo.conversion import TranscodeOptions
+
+    parser.add_argument(
+        "src",
+        help="a folder of DICOM files (any tree), one file, a list of paths (.txt), or a CSV, as "
+        "for convert",
+    )
+    parser.add_argument("dst", help="the folder for the new files, each at its path below SRC")
+    add_fields(parser, TranscodeOptions, "run")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def transcode(parsed: argparse.Namespace) -> int:
+    """Run `transcode`."""
+    from fastmammo.conversion import TranscodeOptions, transcode
+
+    options = take_fields(parsed, TranscodeOptions)
+    if parsed.quiet:
+        summary = transcode(parsed.src, parsed.dst, options=options)
+    else:
+        from fastmammo.report.progress import Progress
+
+        with Progress("transcoding", "transcoded") as progress:
+            summary = transcode(
+                parsed.src,
+                parsed.dst,
+                options=options,
+                progress=progress.update,
+                note=lambda line: print(line, file=sys.stderr),
+            )
+    print(json.dumps(summary.to_dict(), indent=2) if parsed.json else summary.text())
+    return summary.exit_code
 
 
 # ---------------------------------------------------------------- inspect

@@ -46,6 +46,7 @@ def find_inputs(
     image_root: str | None = None,
     path_column: str | None = None,
     follow_links: bool = False,
+    keep_names: bool = False,
 ) -> list[Input]:
     """Find every input of a run, sorted by path. A file is opened only if two share a name.
 
@@ -54,6 +55,9 @@ def find_inputs(
     whose patient_id and image_id give `image_root/patient_id/image_id.dcm`. Paths in a list or CSV
     start from `image_root`, or else from the folder of the list. patient_id and image_id come from
     the CSV or from a folder that is exactly `<patient>/<image>.dcm`, never from DICOM headers.
+
+    Args:
+        keep_names: outputs get the inputs' own names, suffix and all; two never share one.
 
     Raises:
         ConfigError: an option that says nothing about such a SRC.
@@ -95,7 +99,10 @@ def find_inputs(
         inputs = [_input(os.path.basename(source), source)._replace(meant=True)]
     if not inputs:
         raise ConvertError(f"SRC holds no files: {source}")
-    return _checked(sorted(inputs, key=lambda each: each.path))
+    inputs.sort(key=lambda each: each.path)
+    if keep_names:
+        return [each._replace(name=each.path) if each.name else each for each in inputs]
+    return _checked(inputs)
 
 
 def _input(path: str, source: str, patient_id: str = "", image_id: str = "") -> Input:

@@ -52,12 +52,10 @@ def write_tables(
     """
     # every manifest has the same header, even one whose files have all failed
     record_columns = dict.fromkeys(RECORD_COLUMNS)
-    stages = dict.fromkeys((*STAGES, "encode", "write", "total"))
     for each in inputs:
         entry = results.get(each.path)
         if entry is not None:
             record_columns.update(dict.fromkeys(entry.get("record", ())))
-            stages.update(dict.fromkeys(entry.get("seconds", ())))
 
     def manifest() -> Iterator[dict[str, Any]]:
         for each in inputs:
@@ -74,25 +72,45 @@ def write_tables(
                 "listed": each.listed,
                 "status": entry["status"],
                 "reason": entry.get("reason", ""),
-                # a codec's words may have several lines: a row has one
-                "message": re.sub(r"\s*[\r\n]+\s*", "; ", entry.get("message", "").strip()),
+                "message": one_line(entry.get("message", "")),
                 "output": output,
                 "row": place,
                 "patient_id": each.patient_id,
                 "image_id": each.image_id,
             }
 
-    def timings() -> Iterator[dict[str, Any]]:
+    added = [name for name in record_columns if name not in COLUMNS]
+    partial_folder = results.journal.partial_folder
+    write_csv(dst, "manifest.csv", [*COLUMNS, *added], manifest(), partial_folder)
+    write_timings(dst, inputs, results, (*STAGES, "encode", "write", "total"))
+
+
+def write_timings(
+    dst: str, inputs: Sequence[Input], results: Results, stages: tuple[str, ...]
+) -> None:
+    """Write timings.csv: seconds by stage of each file that was made, sorted by path.
+
+    Args:
+        stages: the columns that stand there in any case, before those that only some files have.
+    """
+    columns = dict.fromkeys(stages)
+    for each in inputs:
+        columns.update(dict.fromkeys((results.get(each.path) or {}).get("seconds", ())))
+
+    def rows() -> Iterator[dict[str, Any]]:
         for each in inputs:
             entry = results.get(each.path)
             if entry is not None and "seconds" in entry:
                 seconds = {name: f"{value:.6f}" for name, value in entry["seconds"].items()}
                 yield {"path": each.path, **seconds}
 
-    added = [name for name in record_columns if name not in COLUMNS]
     partial_folder = results.journal.partial_folder
-    write_csv(dst, "manifest.csv", [*COLUMNS, *added], manifest(), partial_folder)
-    write_csv(dst, "timings.csv", ["path", *stages], timings(), partial_folder)
+    write_csv(dst, "timings.csv", ["path", *columns], rows(), partial_folder)
+
+
+def one_line(message: str) -> str:
+    """Return a message for a row: a codec's words may have several lines."""
+    return re.sub(r"\s*[\r\n]+\s*", "; ", message.strip())
 
 
 def write_csv(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fastmammo.conversion.filters import SCREENING, VIEW_NAMES, Filters
@@ -26,6 +26,31 @@ WORKERS_A_GPU = 1
 
 _LEAST_MEMORY_MB = 1024
 """Measured: 0.3 GiB of address space for the libraries alone, 0.7 GiB for 5355 x 4915 pixels."""
+
+
+def _check_workers(options: Any) -> None:
+    if not _is_number(options.workers, int) or not 0 <= options.workers <= 1024:
+        raise ConfigError(f"workers: got {options.workers!r}, wanted a whole number 0 to 1024")
+
+
+def _check_limits(options: Any) -> None:
+    seconds = options.timeout_seconds
+    # NaN is neither more nor less: it would be no limit at all
+    if not _is_number(seconds, int, float) or not seconds > 0:
+        raise ConfigError(f"timeout_seconds: got {seconds!r}, wanted more than 0 seconds, or inf")
+    limit = options.memory_limit_mb
+    if not _is_number(limit, int) or (limit and not _LEAST_MEMORY_MB <= limit <= 1 << 30):
+        raise ConfigError(
+            f"memory_limit_mb: got {limit!r}, wanted 0 (no limit), or a whole number from "
+            f"{_LEAST_MEMORY_MB}: less does not hold one large image"
+        )
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    # sched_getaffinity, not cpu_count: in a container or a batch job the machine's cores are
+    # not ours, and more processes than cores only cost memory
+    return len(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True)
@@ -98,8 +123,7 @@ class ConvertOptions:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not _is_number(self.workers, int) or not 0 <= self.workers <= 1024:
-            raise ConfigError(f"workers: got {self.workers!r}, wanted a whole number 0 to 1024")
+        _check_workers(self)
         filters = Filters(**{name: getattr(self, name) for name in _FILTERS})
         for name, value in filters.to_dict().items():
             object.__setattr__(self, name, value)
@@ -107,18 +131,7 @@ class ConvertOptions:
             object.__setattr__(self, "boxes", os.fspath(self.boxes))
             if not self.boxes:
                 raise ConfigError("boxes: got an empty path, wanted a CSV, or None")
-        # NaN is neither more nor less: it would be no limit at all
-        if not _is_number(self.timeout_seconds, int, float) or not self.timeout_seconds > 0:
-            raise ConfigError(
-                f"timeout_seconds: got {self.timeout_seconds!r}, wanted more than 0 seconds, or inf"
-            )
-        limit = self.memory_limit_mb
-        if not _is_number(limit, int) or (limit and not _LEAST_MEMORY_MB <= limit <= 1 << 30):
-            raise ConfigError(
-                f"memory_limit_mb: got {limit!r}, wanted 0 (no limit), or a whole number from "
-                f"{_LEAST_MEMORY_MB}: less does not hold one large image"
-            )
-
+        _check_limits(self)
         device = self.device_memory_mb
         if not _is_number(device, int) or not 0 <= device <= 1 << 30:
             raise ConfigError(
@@ -141,6 +154,49 @@ class ConvertOptions:
         """
         if gpus:
             return max(1, min(self.workers or gpus * WORKERS_A_GPU, files))
-        # sched_getaffinity, not cpu_count: in a container or a batch job the machine's cores are
-        # not ours, and more processes than cores only cost memory
-        return max(1, min(self.workers or len(os.sched_getaffinity(0)), files))
+        return max(1, min(self.workers or cores(), files))
+
+
+_AS_CONVERT = {each.name: each for each in fields(ConvertOptions)}
+
+
+def _as_convert(name: str, text: str = "") -> Any:
+    """Declare a field as `ConvertOptions` does, with another help line where one is given."""
+    found = _AS_CONVERT[name]
+    metadata = {**found.metadata, **({"help": text} if text else {})}
+    return field(default=found.default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class TranscodeOptions:
+    """How a run of `transcode` reads, writes and goes on."""
+
+    workers: int = _as_convert(
+        "workers", "worker processes; 0 is one for each core this process may use"
+    )
+    others: str = option(
+        "copy",
+        "files that are not transcoded (HTJ2K already, lossy, colour, no image): copy them byte "
+        "for byte, so that DST can stand in SRC's place, or skip them",
+        choices=("copy", "skip"),
+    )
+    timeout_seconds: float = _as_convert("timeout_seconds")
+    memory_limit_mb: int = _as_convert(
+        "memory_limit_mb",
+        "address space of a worker, in MiB: a file that needs more is failed as out of memory (or "
+        "as the codec's words have it); 0: no limit",
+    )
+    compare: str = _as_convert("compare")
+    image_root: str | None = _as_convert("image_root")
+    path_column: str | None = _as_convert("path_column")
+    follow_links: bool = _as_convert("follow_links")
+    fail_fast: bool = _as_convert("fail_fast")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _check_workers(self)
+        _check_limits(self)
+
+    def worker_count(self, files: int, gpus: int = 0) -> int:
+        """Return how many processes to start for so many files: never more than files."""
+        return max(1, min(self.workers or cores(), files))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fastmammo.conversion.packed import NAME
-from fastmammo.conversion.results import FILTERED
+from fastmammo.conversion.results import FILTERED, WITH_OUTPUT
 from fastmammo.conversion.worker import OF_THE_RUN, sha256, unreadable
 from fastmammo.errors import NotDicomError
 
@@ -95,6 +95,14 @@ class Plan:
             return self.packed.row_path(each.name)
         return os.path.join(self.dst, self.output(each))
 
+    def settings_of(self, reply: Message) -> str:
+        """Return what a worker's reply depends on: its journal entry keeps it."""
+        return self.settings
+
+    def other_settings(self, earlier: Entry) -> bool:
+        """Whether an earlier result was made with settings that do not give this run's."""
+        return bool(earlier["settings"] != self.settings)
+
     def tasks(self) -> Iterator[Message]:
         """Yield what the pool and its workers need to know of each file."""
         for each in self.todo:
@@ -130,14 +138,14 @@ class Plan:
         unmeant = earlier.get("reason") == NotDicomError().reason and each.meant
         if earlier["status"] == "failed" or unmeant:
             return "failed before"
-        if earlier["settings"] != self.settings:
+        if self.other_settings(earlier):
             return "settings changed"
         if self._input_changed(each, earlier):
             return "input changed"
         seen = self.results.seen(earlier)
         if seen is None:
             return "no longer filtered"
-        if seen["status"] == "ok" and self._lost(each, earlier):
+        if seen["status"] in WITH_OUTPUT and self._lost(each, earlier):
             return "output missing or changed"
         return ""
 

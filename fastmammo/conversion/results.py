@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 FILTERED = FilteredError("").reason
 
+WITH_OUTPUT = ("ok", "copied")
+"""Statuses of files that have an output; "copied" is `transcode`'s, byte for byte."""
+
 
 class Results:
     """The entries of the journal, seen through filters that must all hold."""

@@ -73,14 +73,14 @@ class Summary:
         rate = f" ({self.images_per_second:.1f} images/s)" if self.converted else ""
         lines = [
             f"{done}, {self.failed} failed, {self.skipped} skipped, of "
-            f"{_count(self.files, 'file')} in {self.seconds:.1f} s{rate}"
+            f"{count_of(self.files, 'file')} in {self.seconds:.1f} s{rate}"
         ]
         if self.device_reason:
             lines.append(f"device: {self.device} ({self.device_reason})")
         if self.again:
             lines.append(describe(self.kept, self.again, self.files))
         if self.merged_rows:
-            rows = _count(self.merged_rows, "row")
+            rows = count_of(self.merged_rows, "row")
             lines.append(f"{rows} merged: of a file that several rows name, one image is made")
         lines += [f"  {count} {reason}" for reason, count in self.reasons.items()]
         lines += [f"  {path}: {message}" for path, message in self.failures]
@@ -94,8 +94,8 @@ class Summary:
             more = ", ..." if len(self.orphans) > 1 else ""
             lines.append(
                 f"in DST, of inputs that are gone or filtered out, in no manifest row: "
-                f"{_count(len(self.orphans), 'output')} ({self.orphans[0]}{more}); delete what is "
-                "not wanted, or use another DST"
+                f"{count_of(len(self.orphans), 'output')} ({self.orphans[0]}{more}); delete what "
+                "is not wanted, or use another DST"
             )
         if self.boxes:
             lines.append(_boxes(self.boxes, self.boxes_empty))
@@ -114,13 +114,14 @@ def _boxes(outcomes: dict[str, int], empty: int) -> str:
     """Say how many lesion boxes boxes.csv has, and why the others are not on an output."""
     reasons = ", ".join(f"{count} {name}" for name, count in outcomes.items() if name != "mapped")
     lost = sum(outcomes.values()) - outcomes["mapped"]
-    parts = [f"boxes.csv: {_count(outcomes['mapped'], 'box')} mapped"]
+    parts = [f"boxes.csv: {count_of(outcomes['mapped'], 'box')} mapped"]
     parts += [f"{lost} not ({reasons})"] if lost else []
-    parts += [f"{_count(empty, 'row')} without a box left out"] if empty else []
+    parts += [f"{count_of(empty, 'row')} without a box left out"] if empty else []
     return ", ".join(parts)
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """Return a number and its noun, in the plural where it is."""
     plural = "es" if noun.endswith("x") else "s"
     return f"{number} {noun}{'' if number == 1 else plural}"
 

@@ -74,20 +74,12 @@ def main(descriptor: int, parent: int) -> None:
     setup = json.loads(pipe.recv_bytes())
     limit_memory(setup["memory_limit_mb"])
     warnings.simplefilter("ignore")  # the record's notes say what a warning would
-    kind = preprocessor_class(setup["preprocessor"])
-    preprocessor = kind(_config(setup["config"]), **device_arguments(setup))
-    prepare = guarded(preprocessor, setup["filters"], setup["config"]["frame"])
     partial = os.path.join(setup["partial_folder"], str(os.getpid()))
-    encode = encode_png if setup["format"] == "png" else encode_row
-    warm_up(preprocessor.prepare, encode)
+    steps = _transcoding(setup) if "transcoder" in setup else _conversion(setup)
     pipe.send_bytes(b'{"ready":true}')
     if setup["in_hand"] > 1:
-        spare = by_the_cpu(lambda config: kind(_config(config)), setup["config"])
         serve(
-            pipe,
-            lambda task, own: process(task, prepare, encode, own, spare),
-            setup["in_hand"],
-            partial,
+            pipe, lambda task, own: process(task, partial=own, **steps), setup["in_hand"], partial
         )
         return
     while True:
@@ -95,10 +87,34 @@ def main(descriptor: int, parent: int) -> None:
             task = json.loads(pipe.recv_bytes())
         except (EOFError, OSError):
             return
-        reply = process(task, prepare, encode, partial)
+        reply = process(task, partial=partial, **steps)
         pipe.send_bytes(json.dumps(reply).encode())
         if "ending" in reply:
             return
+
+
+def _conversion(setup: Message) -> dict[str, Any]:
+    """Return what `process` takes to make images; all of it has run once."""
+    kind = class_of(setup["preprocessor"])
+    preprocessor = kind(_config(setup["config"]), **device_arguments(setup))
+    prepare = guarded(preprocessor, setup["filters"], setup["config"]["frame"])
+    encode = encode_png if setup["format"] == "png" else encode_row
+    warm_up(preprocessor.prepare, encode)
+    found = {"prepare": prepare, "encode": encode}
+    if setup["in_hand"] > 1:
+        found["spare"] = by_the_cpu(lambda config: kind(_config(config)), setup["config"])
+    return found
+
+
+def _transcoding(setup: Message) -> dict[str, Any]:
+    """Return what `process` takes to make DICOM files; most of it has run once."""
+    transcoder = class_of(setup["transcoder"])(setup["others"])
+    warm_up(transcoder.rehearse, transcoder.encode)
+    return {
+        "prepare": transcoder.prepare,
+        "encode": transcoder.encode,
+        "check": transcoder.check,
+    }
 
 
 def limit_memory(megabytes: int) -> None:
@@ -137,8 +153,8 @@ def _keep_memory() -> None:
     mallopt(_M_TOP_PAD, 64 << 20)
 
 
-def preprocessor_class(name: str) -> Any:
-    """Import "module:class", of which one is made from the settings: see `filters.guarded`."""
+def class_of(name: str) -> Any:
+    """Import "module:class": a preprocessor (see `filters.guarded`), or a transcoder."""
     module, _, attribute = name.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -155,16 +171,19 @@ def process(
     encode: Callable[..., Any],
     partial: str,
     spare: Callable[[str, DeviceMemoryError], Any] | None = None,
+    check: Callable[[str, Any], None] | None = None,
 ) -> Message:
-    """Convert one file and say what became of it; only a failing DST is "fatal".
+    """Make one file's output and say what became of it; only a failing DST is "fatal".
 
     Args:
         task: "path" (of the manifest), "source", "target" (final name), "content" (to hash it),
             "meant" (no DICOM is a failure, not skipped), "alone" (no other file is in hand).
-        prepare: path → `Prepared`.
-        encode: image → the bytes of the output, in chunks.
+        prepare: path → `Prepared`; its `outcome`, where it has one, says what stands for "ok".
+        encode: its image → the bytes of the output, in chunks.
         partial: a temporary name of this worker's own.
         spare: (path, error) → `Prepared`, where device memory does not suffice for the file alone.
+        check: (path, `Prepared`): is given the written file before it takes its final name, and
+            raises if that must not be.
     """
     reply: Message = {"path": task["path"]}
     source = task["source"]
@@ -184,35 +203,27 @@ def process(
         chunks = encode(prepared.image)
         encoded_at = time.perf_counter()
         after = os.stat(source)
-    except FastMammoError as error:
-        none = isinstance(error, NotDicomError)
-        skipped = isinstance(error, (NotImageError, FilteredError)) or (none and not task["meant"])
-        if isinstance(error, DeviceMemoryError):
-            reply["again"] = True  # alone it may fit; the GPU is well
-        elif isinstance(error, DeviceError):
-            # After most CUDA errors this process can use the GPU no more: a new one goes on, and
-            # tries this file once, which may have had no part in it.
-            reply |= {"ending": True, "again": True}
-        if isinstance(error, FilteredError):
-            reply["record"] = error.facts
-        reply |= _ended("skipped" if skipped else "failed", error.reason, str(error), task)
-        return reply
     except OSError as error:
         return reply | unreadable(error)
-    except MemoryError:
-        message = "the file needs more memory than a worker may take: see memory_limit_mb"
-        # A library that was refused memory half-way may be in any state: a new worker goes on.
-        return reply | _ended("failed", "out of memory", message, task) | {"ending": True}
-    except Exception as error:  # a defect of ours costs its file, not the run
-        reply |= _ended("failed", "internal error", f"{type(error).__name__}: {error}", task)
-        reply["traceback"] = traceback.format_exc()
-        return reply
+    except Exception as error:
+        return reply | _failure(error, task)
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         message = "size or time of the file changed while it was read: run again to convert it"
         return reply | _ended("failed", "changed while read", message, task)
+    outcome = getattr(prepared, "outcome", {"status": "ok"})
+    checked = 0.0
+
+    def checking(path: str) -> None:
+        nonlocal checked
+        checked = time.perf_counter()
+        if check is not None:
+            check(path, prepared)
+        checked = time.perf_counter() - checked
+
     write_at = time.perf_counter()
     try:
-        reply["output_size"] = write_atomic(task["target"], chunks, partial)
+        if outcome["status"] != "skipped":
+            reply["output_size"] = write_atomic(task["target"], chunks, partial, checking)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, "")
         if error.errno in OF_THE_RUN:
@@ -220,16 +231,44 @@ def process(
             return reply | {"fatal": f"cannot write {task['target']}: {error.strerror} ({name})"}
         message = f"the output cannot be written: {error.strerror} ({name})"
         return reply | _ended("failed", "cannot write", message, task)
+    except Exception as error:
+        return reply | _failure(error, task)
     written_at = time.perf_counter()
-    reply["status"] = "ok"
+    reply |= outcome
     reply["record"] = {name: _plain(value) for name, value in prepared.record.items()}
     reply["seconds"] = {
-        **{name: round(float(value), 6) for name, value in prepared.seconds.items()},
         "encode": round(encoded_at - prepared_at, 6),
-        "write": round(written_at - write_at, 6),
+        **{name: round(float(value), 6) for name, value in prepared.seconds.items()},
+        **({} if check is None else {"verify": round(checked, 6)}),
+        "write": round(written_at - write_at - checked, 6),
         "total": round(written_at - start, 6),
     }
     return reply
+
+
+def _failure(error: Exception, task: Message) -> Message:
+    """Return the fields of a file on which something was raised."""
+    if isinstance(error, FastMammoError):
+        found: Message = {}
+        none = isinstance(error, NotDicomError)
+        skipped = isinstance(error, (NotImageError, FilteredError)) or (none and not task["meant"])
+        if isinstance(error, DeviceMemoryError):
+            found["again"] = True  # alone it may fit; the GPU is well
+        elif isinstance(error, DeviceError):
+            # After most CUDA errors this process can use the GPU no more: a new one goes on, and
+            # tries this file once, which may have had no part in it.
+            found |= {"ending": True, "again": True}
+        if isinstance(error, FilteredError):
+            found["record"] = error.facts
+        return found | _ended("skipped" if skipped else "failed", error.reason, str(error), task)
+    if isinstance(error, MemoryError):
+        message = "the file needs more memory than a worker may take: see memory_limit_mb"
+        # A library that was refused memory half-way may be in any state: a new worker goes on.
+        return _ended("failed", "out of memory", message, task) | {"ending": True}
+    # a defect of ours costs its file, not the run
+    found = _ended("failed", "internal error", f"{type(error).__name__}: {error}", task)
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return found | {"traceback": trace}
 
 
 def unreadable(error: OSError) -> Message:

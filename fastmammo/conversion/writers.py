@@ -12,14 +12,19 @@ import numpy as np
 from fastmammo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
     Bytes = bytes | memoryview
 
 
-def write_atomic(path: str, chunks: Iterable[Bytes], partial: str) -> int:
+def write_atomic(
+    path: str,
+    chunks: Iterable[Bytes],
+    partial: str,
+    check: Callable[[str], None] | None = None,
+) -> int:
     """Write a file so that `path` holds all of it or is not there, and return its size in bytes.
 
     The bytes go to `partial` first, reach the disk (fsync), and then take their name: a process
@@ -29,6 +34,8 @@ def write_atomic(path: str, chunks: Iterable[Bytes], partial: str) -> int:
         path: the final name; missing folders are made.
         chunks: the bytes, in order.
         partial: a temporary name on the same file system, private to the caller.
+        check: is given the finished file under its temporary name; what it raises keeps the file
+            from taking its final one.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -44,12 +51,14 @@ def write_atomic(path: str, chunks: Iterable[Bytes], partial: str) -> int:
                     view = view[written:]
                     size += written
             os.fsync(file.fileno())
+        if check is not None:
+            check(partial)
         try:
             os.replace(partial, path)
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.replace(partial, path)
-    except OSError:
+    except BaseException:
         _remove(partial)
         raise
     return size

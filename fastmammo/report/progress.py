@@ -51,12 +51,15 @@ class LiveBar:
 
 
 class Progress(LiveBar):
-    """A context manager whose `update(done, total, failed, seconds)` shows rate and time left."""
+    """A context manager whose `update(done, total, failed, seconds)` shows rate and time left.
 
-    _title = "converting"
+    Args:
+        doing, done: what is done to the files, in words.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "converting", done: str = "converted") -> None:
         super().__init__()
+        self._doing, self._done = doing, done
         self._task: Any = None
 
     def update(self, done: int, total: int, failed: int, seconds: float) -> None:
@@ -64,11 +67,11 @@ class Progress(LiveBar):
         note = _note(done, total, failed, seconds)
         if self._bar is not None:
             if self._task is None:
-                self._task = self._bar.add_task("convert", total=total, note=note)
+                self._task = self._bar.add_task(self._doing, total=total, note=note)
             self._bar.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._last > LINE_EVERY_SECONDS or done == total:
             self._last = time.monotonic()
-            print(f"converted {done}/{total}, {note}", file=sys.stderr, flush=True)
+            print(f"{self._done} {done}/{total}, {note}", file=sys.stderr, flush=True)
 
 
 def _note(done: int, total: int, failed: int, seconds: float) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastmammo.dicom.syntax import SYNTAXES
-from fastmammo.errors import BackendUnavailableError, ConfigError
+from fastmammo.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,52 +227,25 @@ def _jpeg2000(pixels: NDArray[Any], uid: str, coding: _Coding) -> bytes:
 
 def can_encode(transfer_syntax_uid: str) -> bool:
     """Whether `encode` can write this syntax here: HTJ2K needs an imagecodecs that has it."""
-    import imagecodecs
+    from fastmammo.encoding import missing
 
-    return SYNTAXES[transfer_syntax_uid].family != "htj2k" or hasattr(imagecodecs, "htj2k_encode")
+    return SYNTAXES[transfer_syntax_uid].family != "htj2k" or missing() is None
 
 
 def _htj2k(pixels: NDArray[Any], uid: str, coding: _Coding) -> bytes:
-    """HTJ2K by OpenJPH, in RPCL order; .202 with the TLM marker that its definition asks for.
+    """HTJ2K by OpenJPH, in RPCL order; .202 with the TLM marker that its definition asks for."""
+    from fastmammo.encoding import encode_htj2k
 
-    imagecodecs binds OpenJPH with the precision of the dtype alone. So unsigned samples go in as
-    signed ones, less the level shift of the precision that was asked (ISO/IEC 15444-1 G.1), and
-    Ssiz in the SIZ marker is set to that precision afterwards: a decoder adds the shift again.
-    Quantization steps count in units of 2^precision (E.1.1), so for the 9/7 wavelet the samples
-    are scaled up to 16 bits first, and the changed Ssiz scales them back.
-    """
-    import imagecodecs
-
-    if not can_encode(uid):
-        raise BackendUnavailableError(
-            f"encode: this version of imagecodecs ({imagecodecs.__version__}) writes no HTJ2K: "
-            "newer ones do, under Python 3.11 or later"
-        )
     reversible = SYNTAXES[uid].lossless or bool(coding.reversible)
-    precision = coding.precision or coding.bits_stored
-    levels = 5 if coding.levels is None else coding.levels
-    if levels < 1:
-        raise ConfigError(
-            f"encode: HTJ2K with levels {levels}; wanted 1 or more, all that its encoder writes"
-        )
-    _check_range(pixels, precision)
-    signed = pixels.dtype.kind == "i"
-    samples = pixels.astype(np.int32) - (0 if signed else 1 << (precision - 1))
     step = 2.0 if coding.quality is None else coding.quality
-    codestream = bytearray(
-        imagecodecs.htj2k_encode(
-            (samples if reversible else samples << (16 - precision)).astype(np.int16),
-            None if reversible else step / 2**precision,
-            reversible=reversible,
-            # imagecodecs takes (columns, rows) here, unlike everywhere else
-            tile=None if coding.tile is None else coding.tile[::-1],
-            resolutions=levels,
-            tlm=uid.endswith(".202"),
-        )
+    return encode_htj2k(
+        pixels,
+        precision=coding.precision or coding.bits_stored,
+        levels=5 if coding.levels is None else coding.levels,
+        step=None if reversible else step,
+        tile=coding.tile,
+        tlm=uid.endswith(".202"),
     )
-    ssiz = codestream.index(b"\xff\x51") + 40  # A.5.1: 36 bytes of size fields after Lsiz
-    codestream[ssiz] = (precision - 1) | (0x80 if signed else 0)
-    return bytes(codestream)
 
 
 def _levels(pixels: NDArray[Any], coding: _Coding) -> int:

@@ -1,0 +1,13 @@
+"""Stored values → codestreams, and the DICOM files that carry them: the way back of `decoding`."""
+
+from fastmammo.encoding.htj2k import encode_htj2k, levels_for, missing, require_encoder
+from fastmammo.encoding.rewrite import HTJ2K_LOSSLESS_RPCL, rewritten
+
+__all__ = [
+    "HTJ2K_LOSSLESS_RPCL",
+    "encode_htj2k",
+    "levels_for",
+    "missing",
+    "require_encoder",
+    "rewritten",
+]
