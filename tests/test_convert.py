@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -710,3 +712,15 @@ def test_the_summary_names_what_failed(tmp_path: Path) -> None:
         assert f"  {path}: {message}" in text
         assert message
     assert f"and {summary.failed - 3} more that failed: see the manifest" in text
+
+
+def test_a_worker_starts_without_scipy_and_can_import_it_later() -> None:
+    program = (
+        "import sys; from fastmammo.conversion.worker import warm_up, without_scipy;"
+        "from fastmammo.conversion.writers import encode_png; import fastmammo;"
+        "without_scipy(); warm_up(fastmammo.Preprocessor().prepare, encode_png);"
+        "print('scipy' in sys.modules); import numba.np.arraymath; import scipy"
+    )
+    pytest.importorskip("scipy")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
