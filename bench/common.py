@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,8 +30,11 @@ def machine() -> dict[str, Any]:
     except (OSError, StopIteration):
         pass
     packages = (
-        *("fastmammo", "numpy", "numba", "pydicom", "imagecodecs"),
-        *("pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "opencv-python-headless", "joblib"),
+        *("fastmammo", "numpy", "numba", "pydicom", "imagecodecs", "pillow"),
+        *("pylibjpeg", "pylibjpeg-openjpeg", "pylibjpeg-libjpeg", "opencv-python-headless"),
+        *("python-gdcm", "dicomsdl", "SimpleITK", "torch"),
+        *("cupy-cuda12x", "nvidia-nvimgcodec-cu12", "nvidia-nvjpeg2k-cu12", "nvidia-dali-cuda120"),
+        *("cupy-cuda13x", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg2k-cu13", "nvidia-dali-cuda130"),
     )
     return {
         "cpu": model,
@@ -82,13 +85,15 @@ def interleaved(
                 samples[name].append((time.perf_counter() - start) * 1e3)
     found = {}
     for name, values in samples.items():
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-        found[name] = {
-            "median_ms": round(statistics.median(values), 3),
-            "lower_ms": round(quartiles[0], 3),
-            "upper_ms": round(quartiles[-1], 3),
-        }
+        found[name] = {f"{key}_ms": value for key, value in quartiles(values).items()}
     return found
+
+
+def quartiles(values: Sequence[float]) -> dict[str, float]:
+    """Return median, lower and upper quartile; those of few values lie within their range."""
+    parts = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values
+    named = {"median": statistics.median(values), "lower": parts[0], "upper": parts[-1]}
+    return {name: round(float(value), 3) for name, value in named.items()}
 
 
 def save(name: str, result: dict[str, Any]) -> Path:

@@ -1,18 +1,22 @@
 """Print the README's tables from the committed results: no figure there is typed by hand.
 
-    python bench/table.py [--write README.md]
+    python bench/table.py [--write README.md] [--picture bench/results/throughput.svg]
 
 A section is what stands between `<!-- table: NAME -->` and `<!-- end of NAME -->`; --write puts
-each into the file's own section.
+each into the file's own section. --picture draws the throughput (it needs matplotlib).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import throughput_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,32 +44,14 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def throughput() -> list[str]:
-    """Return images a second by syntax and size, and what was measured on."""
-    result = load("throughput")
-    names = list(dict.fromkeys(n for one in result["sets"].values() for n in one["contenders"]))
-    rows = [
-        [name, *(rate(one["contenders"].get(n)) for n in names)]
-        for name, one in result["sets"].items()
-    ]
-    return [
-        *table(["images/s (times ordinary)", *map(headed, names)], rows),
-        "",
-        f"{result['workers']} processes, start included; {machine(result)}; "
-        "`python bench/throughput.py --save`.",
-    ]
+    """Return images a second by contender and set, and what bounds them."""
+    return throughput_tables.table(load("throughput")).splitlines()
 
 
-def headed(name: str) -> str:
-    """Return a contender's column head: all ratios are to the ordinary pipeline at one size."""
-    rows, _ = load("throughput")["output"]
-    return f"ordinary, {rows} rows" if name == "ordinary" else name
-
-
-def rate(figures: dict[str, Any] | None) -> str:
-    """Return images a second and the ratio to the ordinary pipeline; a dash for none."""
-    if figures is None:
-        return "–"
-    return f"{figures['images_per_second']:.1f} ({figures['ratio_to_ordinary']:.2f})"
+def of_script(name: str) -> list[str]:
+    """Return what the script of a result makes of it."""
+    text: str = importlib.import_module(name).table(load(name))
+    return text.splitlines()
 
 
 def fidelity() -> list[str]:
@@ -266,6 +252,9 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
     "balancing": balancing,
     "training-data": training_data,
 }
+for _name in ("transcode", "scaling", "stages"):  # whose scripts make their tables
+    if (RESULTS / f"{_name}.json").is_file():
+        SECTIONS[_name] = partial(of_script, _name)
 
 
 def section(name: str, text: str) -> re.Match[str] | None:
@@ -276,7 +265,12 @@ def section(name: str, text: str) -> re.Match[str] | None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, help="a file whose sections to bring up to date")
+    parser.add_argument("--picture", type=Path, help="an SVG or PNG to draw of the throughput")
     options = parser.parse_args(arguments)
+    if options.picture:
+        throughput_tables.picture(load("throughput"), options.picture)
+        if options.write is None:
+            return
     text = options.write.read_text(encoding="utf-8") if options.write else ""
     for name, make in SECTIONS.items():
         lines = "\n".join(make()) + "\n"

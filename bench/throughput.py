@@ -1,280 +1,206 @@
 """How many images a second does the whole way give, against what most people run today?
 
-    python bench/throughput.py [--sets all] [--seconds 15] [--rounds 3] [--save]
+    python bench/throughput.py                    # about four minutes on two cores
+    python bench/throughput.py --full --save      # every set and contender: most of an hour
     python bench/throughput.py --root FOLDER      # of real files: at most 64, taken evenly
 
-The contenders take turns in every round with the same number of processes, and write PNG files.
-`ordinary` is the usual pipeline: pydicom with pylibjpeg, VOI LUT, MONOCHROME1 inverted, min-max to
-8 bits, OpenCV's Otsu, the largest contour's box, INTER_AREA to the height, PNG; its processes are
-warm. fastmammo is `convert` as a user runs it, the start of its workers included. Each contender
-gets so many files that a turn takes about --seconds; a ratio is that of images a second within one
-round. Without --root, four phantoms a set (6.5 to 10 bits a breast pixel in J2K) are made once and
-linked. The file cache is warm: every contender has read every file before it is timed.
+Who takes part stands in bench/contenders/__init__.py; who cannot is named with the reason. Outputs
+are compared before anything is timed, and a contender whose output is wrong is not timed. The rest
+take turns in every round, in another order each, with the same number of processes, and write PNG
+files. Each gets so many files that a turn takes about --seconds; a ratio is that of images a second
+within one round. Beside each figure, measured in the same round: what its decoder alone gives with
+the same processes and levels, and what copying its bytes would.
+
+fastmammo is `convert` as a user runs it: the start of its workers counts. The peers' processes are
+warm, which favours them; the rate without a start stands in the JSON for all. Files are links to
+four phantoms a set (6.5 to 10 bits a breast pixel in J2K), which are kept in the user's cache.
+The system's cache of files is warm, or with --cold emptied of them before each turn.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import shutil
-import statistics
-import tempfile
+import shlex
+import sys
 import time
-import warnings
-from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common import machine, save
+from common import machine, quartiles, save
+from comparing import compare
+from contenders import CONTENDERS, STAND_IN, YARDSTICK, Contender
+from contenders.ordinary import load
+from contenders.processes import KEEP_MEMORY, Processes
+from contenders.turns import Job
+from phantom_files import SETS, cache_folder, linked, phantoms, real_files, work_folder
+from rounds import Settings, ranking, run
+from usage import copy_rate, gpu_missing, gpu_name
 
-import fastmammo
 from fastmammo.dicom import SYNTAXES
-from fastmammo.testing import phantom, write_dicom
-
-J2K, JPEG_LOSSLESS, RAW, HTJ2K = (
-    "1.2.840.10008.1.2.4.90",
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.4.201",
-)
-SETS = (
-    (J2K, 3328, 2560),
-    (J2K, 4096, 3328),
-    (J2K, 2294, 1914),
-    (JPEG_LOSSLESS, 3328, 2560),
-    (RAW, 3328, 2560),
-    (HTJ2K, 3328, 2560),
-)
-
-Contender = Callable[[list[Path], Path], dict[str, float]]
-"""(files, an empty folder for the outputs) → median milliseconds of each stage."""
 
 
-def ordinary_image(path: str, out: str, height: int) -> dict[str, float]:
-    """Convert one file as most people who prepare the RSNA mammograms do; return stage seconds."""
-    import cv2
-    import numpy as np
-    import pydicom
-    from pydicom.pixels import apply_voi_lut
-
-    warnings.filterwarnings("ignore")
-    cv2.setNumThreads(1)
-    seconds = {}
-    clock = time.perf_counter()
-
-    def lap(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage], clock = now - clock, now
-
-    ds = pydicom.dcmread(path)
-    lap("read")
-    if ds.file_meta.TransferSyntaxUID.is_compressed:
-        ds.pixel_array_options(decoding_plugin="pylibjpeg")
-    pixels = ds.pixel_array
-    lap("decode")
-    image = apply_voi_lut(pixels, ds)
-    if ds.PhotometricInterpretation == "MONOCHROME1":
-        image = image.max() - image
-    image = image - image.min()
-    grey = (image / image.max() * 255).astype(np.uint8)
-    lap("voi")
-    _, mask = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    x, y, w, h = cv2.boundingRect(max(contours, key=cv2.contourArea))
-    lap("roi")
-    size = (max(1, round(w * height / h)), height)
-    crop = cv2.resize(grey[y : y + h, x : x + w], size, interpolation=cv2.INTER_AREA)
-    lap("resample")
-    if not cv2.imwrite(out, crop):
-        raise OSError(f"cannot write {out}")
-    lap("encode")
-    return {**seconds, "total": sum(seconds.values())}
-
-
-def contenders(workers: int, height: int, full: bool) -> dict[str, Contender]:
-    """Return the ways to convert files; `full` decodes all pixels, of JPEG 2000 only another."""
-    from joblib import Parallel, delayed
-
-    pool = Parallel(n_jobs=workers)
-
-    def ordinary(files: list[Path], out: Path) -> dict[str, float]:
-        done = pool(
-            delayed(ordinary_image)(str(path), str(out / f"{i}.png"), height)
-            for i, path in enumerate(files)
-        )
-        return _medians(done)
-
-    def ours(scale: str, rows: int, files: list[Path], out: Path) -> dict[str, float]:
-        config = fastmammo.Config(size=(rows, rows // 2), scale=scale)
-        options = fastmammo.ConvertOptions(workers=workers)
-        summary = fastmammo.convert(files[0].parent, out, config=config, options=options)
-        if summary.failed or summary.ok != len(files):
-            raise SystemExit(summary.text())
-        with open(out / "timings.csv", newline="", encoding="utf-8") as file:
-            return _medians(_rows(file))
-
-    def named(scale: str, rows: int) -> tuple[str, Contender]:
-        return f"fastmammo {scale} {rows}x{rows // 2}", partial(ours, scale, rows)
-
-    ways = [named("auto", height), named("auto", height // 2)]
-    if full:
-        ways.insert(1, named("full", height))
-    return {"ordinary": ordinary, **dict(ways)}
-
-
-def _rows(file: Any) -> list[dict[str, float]]:
-    return [
-        {name: float(value) for name, value in row.items() if name != "path"}
-        for row in csv.DictReader(file)
-    ]
-
-
-def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {k: round(statistics.median(row[k] for row in rows) * 1e3, 2) for k in rows[0]}
+def available(wanted: list[str]) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Return the contenders that can be run here, and why the others cannot."""
+    reasons = {name: CONTENDERS[name].missing() for name in wanted}
+    there = {name: CONTENDERS[name] for name, reason in reasons.items() if reason is None}
+    return there, {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def measure(
+    uid: str,
     sources: list[Path],
-    ways: dict[str, Contender],
-    scratch: Path,
-    workers: int,
-    seconds: float,
-    rounds: int,
+    there: dict[str, Contender],
+    settings: Settings,
+    work: Path,
+    pools: tuple[Processes, Processes],
+    height: int,
 ) -> dict[str, Any]:
-    """Let the contenders take turns; return their rates, ratios and stages."""
-    files = {}
-    for name, way in ways.items():
-        few = linked(sources, scratch / "few", max(8, len(sources)))
-        _timed(way, few, scratch / "out")  # reads, compiles, starts processes
-        _, warm = _timed(way, few, scratch / "out")
-        count = round(seconds * 1e3 / warm["total"] * workers)
-        files[name] = linked(sources, scratch / name.replace(" ", "-"), count)
-    rates: dict[str, list[float]] = defaultdict(list)
-    stages = {}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            taken, stages[name] = _timed(way, files[name], scratch / "out")
-            rates[name].append(len(files[name]) / taken)
-    found = {}
-    for name, values in rates.items():
-        ratios = [a / b for a, b in zip(values, rates["ordinary"], strict=True)]
-        rate = statistics.median(values)
-        found[name] = {
-            "files": len(files[name]),
-            "images_per_second": round(rate, 2),
-            "slowest": round(min(values), 2),
-            "fastest": round(max(values), 2),
-            "ratio_to_ordinary": round(statistics.median(ratios), 2),
-            "lowest_ratio": round(min(ratios), 2),
-            "highest_ratio": round(max(ratios), 2),
-            "rsna_54706_images_hours": round(54706 / rate / 3600, 2),
-            "stage_ms": stages[name],
-        }
-    return found
+    """Return what one set of files gives."""
+    refused = {name: each.refuses(uid) for name, each in there.items()}
+    chosen = {name: each for name, each in there.items() if refused[name] is None}
+    few = linked(sources, work / "few", len(sources))
+    peers, own = pools
+    job = Job(few, sources, work / "out", height, own.count, peers, own)
+    compared = compare(chosen, job, lossless=SYNTAXES[uid].lossless)
+    right = {name: each for name, each in chosen.items() if name in compared.turns}
+    figures, failed = run(right, compared, job, settings, work)
+    copied = [sum(own.everywhere(copy_rate, 0.2)) / 1e9 for _ in range(3)]
+    return {
+        "transfer_syntax_uid": uid,
+        "megabytes_a_file": round(sum(p.stat().st_size for p in sources) / 1e6 / len(sources), 2),
+        "contenders": figures,
+        "ranking": ranking(figures),
+        "copy_gigabytes_per_second": quartiles(copied),
+        "refused": {name: reason for name, reason in refused.items() if reason},
+        "wrong": {**compared.wrong, **failed},
+    }
 
 
-def _timed(way: Contender, files: list[Path], out: Path) -> tuple[float, dict[str, float]]:
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
-    start = time.perf_counter()
-    stages = way(files, out)
-    return time.perf_counter() - start, stages
-
-
-def linked(sources: list[Path], folder: Path, count: int) -> list[Path]:
-    """Return `count` (at least two a source) hard links to the sources, in a folder of its own."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    made = []
-    for i in range(max(count, 2 * len(sources))):
-        made.append(folder / f"{i:05d}.dcm")
-        try:
-            os.link(sources[i % len(sources)], made[-1])
-        except OSError:  # another file system
-            shutil.copyfile(sources[i % len(sources)], made[-1])
-    return made
-
-
-def phantoms(folder: Path, uid: str, rows: int, columns: int) -> list[Path]:
-    """Write four phantoms in one syntax: both views, both sides."""
-    folder.mkdir(parents=True)
-    paths = []
-    for i in range(4):
-        view = ("CC", "MLO")[i % 2]
-        made = phantom(rows, columns, seed=i, view_position=view, laterality="LR"[i // 2])
-        paths.append(folder / f"{i}.dcm")
-        write_dicom(
-            made.pixels,
-            path=paths[-1],
-            transfer_syntax_uid=uid,
-            window_center=made.window_center,
-            window_width=made.window_width,
-            laterality=made.laterality,
-            view_position=made.view_position,
-            seed=i,
+def show(name: str, found: dict[str, Any], baseline: str | None) -> None:
+    """Print a set's table."""
+    print(f"\n{name}: files of {found['megabytes_a_file']:.2f} MB")
+    heads = ("images/s", "quartiles", "ratio", "running", "decoder alone", "share", "cores")
+    print(f"  {'':<29}" + "".join(f"{head:>14}" for head in heads) + "  RSNA, hours")
+    order = [each for group in found["ranking"] for each in group]
+    for contender in order:
+        each = found["contenders"][contender]
+        rate, ratio = each["images_per_second"], each["ratio"]
+        alone, share = each["decode_only_per_second"], each["share_of_decode_only"]
+        cells = (
+            f"{rate['median']:.2f}",
+            f"{rate['lower']:.2f}-{rate['upper']:.2f}",
+            f"{ratio['median']:.2f}" if ratio else "",
+            f"{each['running_per_second']['median']:.2f}",
+            f"{alone['median']:.2f}" if alone else "-",
+            f"{share['median']:.0%}" if share else "-",
+            f"{each['cpu_share']['median']:.0%}",
         )
-    return paths
+        hours = each["rsna_hours"]["by_images"]
+        print(f"  {contender:<29}" + "".join(f"{cell:>14}" for cell in cells) + f"{hours:>13.2f}")
+    for contender in order:
+        each = found["contenders"][contender]
+        stages = ", ".join(f"{k} {v:g}" for k, v in each["stage_ms"].items())
+        like = each["compared"]
+        near = "equal" if like.get("equal") else f"{like.get('psnr_db')} dB"
+        held = f"; images {near} to {like['image_like']}" if "image_like" in like else ""
+        print(f"  {contender}: ms {stages}; stored values {like['stored_values']}{held}")
+    for kind in ("refused", "wrong"):
+        for contender, reason in found[kind].items():
+            print(f"  not timed: {contender}: {reason}")
+    ties = [" = ".join(group) for group in found["ranking"]]
+    print(f"  fastest first (= where quartiles overlap): {' > '.join(ties)}")
+    bases = {each["ratio_to"] for each in found["contenders"].values()} - {baseline}
+    for base in bases:  # the yardstick itself was wrong, or cannot take this syntax
+        print(f"  ratios here are to {base or 'nothing: no yardstick was timed'}")
 
 
-def print_set(name: str, found: dict[str, Any]) -> None:
-    print(f"{name}: files of {found['megabytes_a_file']:.2f} MB")
-    for contender, figures in found["contenders"].items():
-        print(
-            f"  {contender:<26} {figures['images_per_second']:7.2f} images/s, "
-            f"{figures['ratio_to_ordinary']:.2f} ({figures['lowest_ratio']:.2f} to "
-            f"{figures['highest_ratio']:.2f}) x ordinary, {figures['files']} files"
-        )
-        print("      ms: " + ", ".join(f"{k} {v}" for k, v in figures["stage_ms"].items()))
-
-
-def main(arguments: list[str] | None = None) -> None:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", default="all", help="numbers of SETS, from 0: 0,3 for example")
+    parser.add_argument("--full", action="store_true", help="every set and contender, long turns")
+    parser.add_argument("--sets", help="numbers of phantom_files.SETS, from 0: 0,3 for example")
+    parser.add_argument("--contenders", help="names, separated by ;")
     parser.add_argument("--size", help="other rows x columns, for every set: 832x640")
-    parser.add_argument("--seconds", type=float, default=15, help="that a turn takes, about")
+    parser.add_argument("--seconds", type=float, help="that a turn takes, about: 3; with --full 8")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--height", type=int, default=1024, help="of the output; its width is half")
     parser.add_argument("--root", type=Path, help="real files, instead of phantoms")
+    parser.add_argument(
+        "--cache", type=Path, default=cache_folder(), help="where phantoms are kept"
+    )
+    parser.add_argument("--cold", action="store_true", help="drop files from the system's cache")
     parser.add_argument("--save", action="store_true", help="write bench/results/throughput.json")
     options = parser.parse_args(arguments)
-    absent = [name for name in ("cv2", "joblib", "pylibjpeg") if find_spec(name) is None]
-    if absent:
-        parser.error(f"`ordinary` needs {', '.join(absent)}: pip install -e '.[dev]'")
+    if min(options.rounds, options.workers) < 1:
+        parser.error(f"--rounds {options.rounds}, --workers {options.workers}: wanted 1 or more")
+    if options.seconds is None:
+        options.seconds = 8.0 if options.full else 3.0
+    gpu = gpu_missing() is None
+    names = [
+        n for n, each in CONTENDERS.items() if options.full or each.quick or (gpu and each.gpu)
+    ]
+    if options.contenders:
+        names = [name.strip() for name in options.contenders.split(";")]
+        if unknown := [name for name in names if name not in CONTENDERS]:
+            parser.error(f"--contenders: no {unknown}; there are: {'; '.join(CONTENDERS)}")
+    options.contenders = names
+    sets = [each for each in SETS if options.full or each.quick]
+    if options.sets:
+        sets = [SETS[int(number)] for number in options.sets.split(",")]
+    if options.size:
+        rows, columns = map(int, options.size.split("x"))
+        sets = [each._replace(rows=rows, columns=columns) for each in sets]
+    options.sets = sets
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    begun = time.monotonic()
+    there, missing = available(options.contenders)
+    for name, reason in missing.items():
+        print(f"missing: {name}: {reason if len(reason) < 120 else reason[:117] + '...'}")
+    if not there:
+        raise SystemExit("none of the contenders can be run here")
+    baseline = next((name for name in (YARDSTICK, STAND_IN) if name in there), None)
+    if baseline != YARDSTICK:
+        print(f"the ordinary pipeline takes no part: ratios are to {baseline or 'nothing'}")
+    cores = len(os.sched_getaffinity(0))
+    limit = min(1.0, options.seconds / 8)
+    settings = Settings(options.seconds, options.rounds, limit, cores, options.cold)
     result: dict[str, Any] = {
-        "machine": machine(),
+        "machine": {**machine(), "gpu": gpu_name()},
+        "command": shlex.join(["python", "bench/throughput.py", *(arguments or sys.argv[1:])]),
         "workers": options.workers,
         "rounds": options.rounds,
+        "seconds": options.seconds,
         "output": [options.height, options.height // 2],
-        "file_cache": "warm",
+        "file_cache": "dropped before each turn (posix_fadvise)" if options.cold else "warm",
+        "baseline": baseline,
+        "missing": missing,
         "sets": {},
     }
-    chosen = range(len(SETS)) if options.sets == "all" else map(int, options.sets.split(","))
-    with tempfile.TemporaryDirectory() as folder:
-        for number in [0] if options.root else chosen:
-            uid, rows, columns = SETS[number]
-            if options.size:
-                rows, columns = map(int, options.size.split("x"))
-            name = f"{SYNTAXES[uid].name}, {rows}x{columns}"
-            scratch = Path(folder) / str(number)
-            if options.root:
-                every = sorted(options.root.rglob("*.dcm"))
-                name, sources = str(options.root), every[:: max(1, len(every) // 64)][:64]
-            else:
-                sources = phantoms(scratch / "phantoms", uid, rows, columns)
-            ways = contenders(options.workers, options.height, full=uid == J2K)
-            megabytes = sum(path.stat().st_size for path in sources) / 1e6 / len(sources)
-            found = measure(
-                sources, ways, scratch, options.workers, options.seconds, options.rounds
-            )
-            shutil.rmtree(scratch, ignore_errors=True)
-            result["sets"][name] = {"megabytes_a_file": round(megabytes, 2), "contenders": found}
-            print_set(name, result["sets"][name])
+    print(f"file cache: {result['file_cache']}; {options.workers} processes on {cores} cores")
+    if options.root:
+        sets = {
+            f"{options.root.name}, {SYNTAXES[uid].name}": (uid, files)
+            for uid, files in real_files(options.root).items()
+        }
+    else:
+        sets = {each.name: (each.uid, phantoms(options.cache, each)) for each in options.sets}
+    with (
+        work_folder(options.cache) as folder,
+        Processes(options.workers, load=load) as peers,
+        Processes(options.workers, KEEP_MEMORY) as own,
+    ):
+        for i, (name, (uid, sources)) in enumerate(sets.items()):
+            work = folder / str(i)
+            found = measure(uid, sources, there, settings, work, (peers, own), options.height)
+            result["sets"][name] = found
+            show(name, found, baseline)
+    result["minutes"] = round((time.monotonic() - begun) / 60, 1)
+    print(f"\n{result['minutes']} minutes")
     if options.save:
         print(save("throughput", result))
 
