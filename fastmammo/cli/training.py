@@ -27,20 +27,8 @@ if TYPE_CHECKING:
 def _parts() -> dict[str, type[Any]]:
     """Return the classes of the settings that are flags, by their names in `Settings`."""
     with trainer():
-        from fastmammo.training.augment_config import AugmentConfig
-        from fastmammo.training.images_config import ImagesConfig
-        from fastmammo.training.model_config import ModelConfig
-        from fastmammo.training.sampler import SamplingConfig
-        from fastmammo.training.settings import LoopConfig
-        from fastmammo.training.table import TableOptions
-    return {
-        "table": TableOptions,
-        "sampling": SamplingConfig,
-        "images": ImagesConfig,
-        "augment": AugmentConfig,
-        "model": ModelConfig,
-        "loop": LoopConfig,
-    }
+        from fastmammo.training.settings import PARTS
+    return {name: kind for name, kind in PARTS.items() if name != "preprocess"}
 
 
 _FIRST = ("model", "size", "epochs", "lr", "batch_size", "balance", "resume")
@@ -145,6 +133,7 @@ def train(parsed: argparse.Namespace) -> int:
         from fastmammo.report.scores import text
         from fastmammo.report.training import write_report
         from fastmammo.report.training_progress import TrainingProgress
+        from fastmammo.training.devices import speaks
         from fastmammo.training.run import train as run
     settings = _settings(parsed)
     with _says_what_is_kept(parsed.run_folder), TrainingProgress(quiet=parsed.quiet) as progress:
@@ -157,7 +146,7 @@ def train(parsed: argparse.Namespace) -> int:
             progress=progress.update,
             note=progress.note,
         )
-    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one speaks
+    if not speaks():
         return 0
     report = write_report(result.folder, note=progress.note) if parsed.report else None
     if parsed.json:
@@ -229,6 +218,7 @@ def predict(parsed: argparse.Namespace) -> int:
     need_folder(parsed.source)
     with trainer():
         from fastmammo.report.training_progress import TrainingProgress
+        from fastmammo.training.devices import speaks
         from fastmammo.training.images_config import ImagesConfig
         from fastmammo.training.prediction import predict as run
     with TrainingProgress(quiet=parsed.quiet) as progress:
@@ -246,7 +236,7 @@ def predict(parsed: argparse.Namespace) -> int:
             progress=progress.update,
             note=progress.note,
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return 0
     found = {
         "images": len(frame),
@@ -294,6 +284,7 @@ def compare(parsed: argparse.Namespace) -> int:
     with trainer():
         from fastmammo.report.compare import compare_models
         from fastmammo.report.training_progress import TrainingProgress
+        from fastmammo.training.devices import speaks
     settings = {name: _settings(parsed, model=name) for name in names}
     with _says_what_is_kept(parsed.out), TrainingProgress(quiet=parsed.quiet) as progress:
         found = compare_models(
@@ -305,7 +296,7 @@ def compare(parsed: argparse.Namespace) -> int:
             progress=progress.update,
             note=progress.note,
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not speaks():
         return 0
     print(json.dumps(found.to_dict(), indent=2) if parsed.json else found.text())
     return 0

@@ -18,6 +18,7 @@ from fastmammo.report import charts
 from fastmammo.report.html import Markup, element, number, page, section, svg, table, write_page
 from fastmammo.report.scores import NAMES
 from fastmammo.report.training import write_report
+from fastmammo.training.devices import speaks
 from fastmammo.training.metrics import compare_runs
 from fastmammo.training.models import build_model
 from fastmammo.training.run import train
@@ -160,7 +161,6 @@ def compare_models(
         build_model(each.model, image_size=size)
     root = Path(out)
     root.mkdir(parents=True, exist_ok=True)
-    first_rank = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
     models: dict[str, dict[str, Any]] = {}
     scores: dict[str, pd.DataFrame] = {}
     for name, each in settings.items():
@@ -177,7 +177,7 @@ def compare_models(
             note=note,
         )
         scores[name] = result.oof
-        if first_rank:
+        if speaks():
             write_report(result.folder, note=note)
         models[name] = {
             "run": os.fspath(result.folder),
@@ -190,7 +190,7 @@ def compare_models(
     one = next(iter(scores.values()))
     positive = int(one.loc[one["cancer"] == 1, "patient_id"].nunique())
     found = Comparison(models, differences, positive, root / "compare.html")
-    if first_rank:
+    if speaks():
         text = json.dumps(found.to_dict(), indent=2) + "\n"
         write_atomic(os.fspath(root / "compare.json"), [text.encode()], f"{root}/compare.partial")
         write_page(found.page, _page(found, settings))

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def speaks() -> bool:
+    """Whether this process tells of the run: alone it does, of torchrun's processes the first."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def open_fabric(loop: LoopConfig) -> Fabric:
     """Return a launched Fabric: one process, or as many as `torchrun` has started.
 

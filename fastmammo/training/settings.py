@@ -155,7 +155,7 @@ _CHANGES_NO_NUMBERS = frozenset(
 )
 """Fields that may differ when a run goes on: where images lie and what is written beside."""
 
-_KINDS: dict[str, type[Any]] = {
+PARTS: dict[str, type[Any]] = {
     "table": TableOptions,
     "sampling": SamplingConfig,
     "images": ImagesConfig,
@@ -164,6 +164,7 @@ _KINDS: dict[str, type[Any]] = {
     "loop": LoopConfig,
     "preprocess": Config,
 }
+"""The parts of `Settings` and their classes."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Settings:
     preprocess: Config | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in _KINDS.items():
+        for name, kind in PARTS.items():
             value = getattr(self, name)
             if not isinstance(value, kind) and not (name == "preprocess" and value is None):
                 raise ConfigError(
@@ -213,11 +214,11 @@ class Settings:
         """
         parts: dict[str, Any] = {}
         for name, given in values.items():
-            kind = _KINDS.get(name)
+            kind = PARTS.get(name)
             if name == "preprocess" and given is None:
                 continue
             if kind is None or not isinstance(given, dict):
-                raise ConfigError(f"settings: got a part {name!r}, known are {', '.join(_KINDS)}")
+                raise ConfigError(f"settings: got a part {name!r}, known are {', '.join(PARTS)}")
             known = {each.name for each in fields(kind)}
             unknown = sorted(set(given) - known)
             if unknown:
