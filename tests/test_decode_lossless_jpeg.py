@@ -182,10 +182,12 @@ def test_what_it_leaves_to_others() -> None:
         ({"point_transform": 12}, "point transform 12"),
         ({"process": "lossless, arithmetic"}, "Huffman codes only"),
         ({"components": 3}, "3 components"),
+        ({"columns": 0}, "no columns"),
     ):
         other = dataclasses.replace(codestream, **change)
         assert reason in str(numba.refuses(other))
-        assert choose(codestream, backend="imagecodecs").NAME == "imagecodecs"
+    whole = dataclasses.replace(codestream, restart_interval=45)
+    assert choose(whole).NAME == "imagecodecs"
 
 
 def test_damage_is_refused_or_decoded_never_more() -> None:

@@ -52,6 +52,8 @@ def _refuses_jpeg(codestream: Codestream) -> str | None:
         return f"{codestream.process} coding, Huffman codes only"
     if not 1 <= codestream.predictor <= 7 or codestream.point_transform >= codestream.precision:
         return f"predictor {codestream.predictor}, point transform {codestream.point_transform}"
+    if not codestream.columns:
+        return "no columns"
     if codestream.restart_interval % codestream.columns:
         return f"restart intervals of {codestream.restart_interval} samples, no whole rows"
     return None
