@@ -78,6 +78,8 @@ def test_the_ordinary_pipeline_and_ours(
     assert result["file_cache"] == "warm"
     assert result["machine"]["versions"]["opencv-python-headless"]
     assert "--sets 0" in result["command"]
+    assert result["disturbed"] == bool(result["disturbed_why"])
+    assert found["sources"] == 4
     assert found["copy_gigabytes_per_second"]["median"] > 0.1
     for name, each in found["contenders"].items():
         rate, running = each["images_per_second"], each["running_per_second"]
@@ -86,6 +88,8 @@ def test_the_ordinary_pipeline_and_ours(
         if each["start_included"]:
             assert running["median"] > rate["median"]
         assert each["start_seconds"] > 0.1
+        assert each["files"] % 4 == 0
+        assert len(each["rates"]) == 2
         assert each["ratio"]["median"] > 0
         assert each["decode_only_per_second"]["median"] > 0
         assert 0 < each["share_of_decode_only"]["median"] < 1.5
@@ -103,10 +107,14 @@ def test_the_ordinary_pipeline_and_ours(
     assert found["contenders"]["fastmammo auto"]["compared"]["psnr_db"] > 28
     assert found["contenders"]["fastmammo full"]["bytes_an_image"]["decoded"] >= 160 * 128 * 2
     out = capsys.readouterr().out
-    assert "fastest first" in out
+    assert "fastest first" not in out  # of two rounds
+    assert "WARNING: --rounds 2" in out
+    assert "1 set of files (JPEG 2000 Lossless, 160x128): about " in out
+    assert "ratio          to ordinary: " in out
+    assert out.count(": limited by ") == 4
     assert "stored values equal; images equal to ordinary" in out
     lines = module("table").throughput()
-    assert lines[0] == f"| images/s (times ordinary) | {NAME} |"
+    assert lines[0] == "| images/s (times ordinary) | J2K 160x128 |"
     assert len([line for line in lines if line.startswith("| ordinary + Pillow |")]) == 2
     the_picture(results, result)
 
@@ -197,9 +205,13 @@ def test_real_files_are_set_apart_by_syntax(
     for uid, path in zip(uids, paths, strict=True):
         write_dicom(pixels, path=path, transfer_syntax_uid=uid)
     (tmp_path / "broken.dcm").write_bytes(b"no DICOM")
-    assert files.real_files(tmp_path) == {uid: [p] for uid, p in zip(uids, paths, strict=True)}
-    assert "broken.dcm is left out: " in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"no file \*\.dcm there"):
+    found = files.real_files(tmp_path)
+    assert {uid: own.paths for uid, own in found.items()} == {
+        uid: [path] for uid, path in zip(uids, paths, strict=True)
+    }
+    assert all(own.seconds > 0 for own in found.values())
+    assert "broken.dcm is left out: it is no DICOM" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no DICOM file there that fastmammo can convert"):
         files.real_files(tmp_path / "nowhere")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCH = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
 
 
 def block(name: str) -> str:
@@ -120,10 +121,10 @@ def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_measured_tables_are_the_committed_results(table: ModuleType) -> None:
     for name, make in table.SECTIONS.items():
-        shown = table.section(name, README)
-        assert shown, name
-        assert shown.group(1).splitlines() == make(), (
-            f"python bench/table.py --write README.md: {name}"
+        shown = [found for text in (README, BENCH) if (found := table.section(name, text))]
+        assert len(shown) == 1, name
+        assert shown[0].group(1).splitlines() == make(), (
+            f"python bench/table.py --write README.md bench/README.md: {name}"
         )
 
 
@@ -132,18 +133,27 @@ def test_the_tables_are_printed_and_written(
 ) -> None:
     table.main([])
     printed = capsys.readouterr().out
-    path = tmp_path / "README.md"
-    old = re.sub(
-        r"(<!-- table: roi -->\n).*?(<!-- end)", r"\1typed by hand\n\2", README, flags=re.S
-    )
-    assert old != README
-    path.write_text(old, encoding="utf-8")
-    table.main(["--write", str(path)])
-    assert path.read_text(encoding="utf-8") == README
+    paths = [tmp_path / "README.md", tmp_path / "bench.md"]
+    old = re.sub(r"(<!-- table: roi -->\n).*?(<!-- end)", r"\1typed by hand\n\2", BENCH, flags=re.S)
+    assert old != BENCH
+    for path, text in zip(paths, (README, old), strict=True):
+        path.write_text(text, encoding="utf-8")
+    table.main(["--write", *map(str, paths)])
+    assert [path.read_text(encoding="utf-8") for path in paths] == [README, BENCH]
     assert all(table.section(name, printed) for name in table.SECTIONS)
-    path.write_text("no section", encoding="utf-8")
-    with pytest.raises(SystemExit, match="has no section throughput"):
-        table.main(["--write", str(path)])
+    paths[0].write_text("no section", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"no section throughput in .*README.md, .*bench.md"):
+        table.main(["--write", *map(str, paths)])
+
+
+def test_every_benchmark_has_its_line() -> None:
+    scripts = {
+        path.name
+        for path in (ROOT / "bench").glob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    for name in scripts - {"table.py"}:
+        assert f"`{name}`" in BENCH, name
 
 
 def test_version() -> None:

@@ -21,6 +21,7 @@ from fastmammo.decoding import decode
 from fastmammo.dicom import SYNTAXES, read
 from fastmammo.encoding import data_set, missing
 from fastmammo.encoding.data_set import Coding, explicit_little_endian
+from fastmammo.encoding.rewrite import IMPLEMENTATION_CLASS_UID
 from fastmammo.errors import EncodeError, MissingAttributeError, NotExactError, ReadError
 from fastmammo.testing import write_dicom
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 J = "1.2.840.10008.1.2.4."
-RPCL = J + "202"
+RPCL, RLE = J + "202", "1.2.840.10008.1.2.5"
 IMPLICIT, EXPLICIT, BIG, DEFLATED = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"),
     "1.2.840.10008.1.2.1.99",
@@ -151,13 +152,22 @@ def test_all_frames(uid: str, kept: int, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("uid", [EXPLICIT, BIG, "1.2.840.10008.1.2.5", J + "80", J + "90"])
-def test_values_beyond_bits_stored_are_kept(uid: str, frames: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uid", [EXPLICIT, BIG, RLE, J + "70", J + "80", J + "90"])
+def test_values_beyond_bits_stored_stay_what_pydicom_says(
+    uid: str, frames: int, tmp_path: Path
+) -> None:
+    """It masks them in some syntaxes, and never in HTJ2K: there they can only be copied."""
     pixels = noise("12 bits", (frames, 75, 130))
     pixels[-1, 3, 7] = 40000
-    coding = {"precision": 16} if SYNTAXES[uid].family == "jpeg2000" else {}
+    coding = {"precision": 16} if SYNTAXES[uid].family in ("jpeg2000", "jpeg-lossless") else {}
     source = write_dicom(pixels, transfer_syntax_uid=uid, bits_stored=12, **coding)
     path = made(source, tmp_path)
+    np.testing.assert_array_equal(pylibjpeg(path), pylibjpeg(tmp_path / "source.dcm"))
+    if uid not in (J + "80", J + "90"):
+        assert pylibjpeg(path).max() < 4096
+        assert outcome() == ("copied", "bits beyond the stored values")
+        assert path.read_bytes() == source
+        return
     assert_exact(path, pixels if frames > 1 else pixels[0])
     m = read(path)
     assert m.bits_stored == 12
@@ -285,6 +295,7 @@ def rich(uid: str) -> bytes:
     dataset.add_new(0x0040A160, "UT", "long " * 20000)
     dataset.add_new(0xFFFCFFFC, "OB", bytes(64))
     dataset.file_meta.SourceApplicationEntityTitle = "ARCHIVE"
+    dataset.file_meta.ImplementationClassUID = "1.2.3"
     dataset.file_meta.ImplementationVersionName = "ELSEWHERE"
     if uid == BIG:  # pydicom swaps no bytes of OW
         for place, name in ((lut, "LUTData"), (dataset, 0x60003000), (dataset, 0x00191002)):
@@ -320,7 +331,10 @@ def test_every_other_element_stays(uid: str, tmp_path: Path) -> None:
     assert got.LossyImageCompressionRatio == 12.5
     assert got.file_meta.TransferSyntaxUID == RPCL
     assert got.file_meta.SourceApplicationEntityTitle == "ARCHIVE"
-    assert got.file_meta.ImplementationVersionName == "ELSEWHERE"
+    # PS3.10 7.1: the writer's own
+    assert got.file_meta.ImplementationClassUID == IMPLEMENTATION_CLASS_UID
+    assert got.file_meta.ImplementationClassUID.is_valid
+    assert got.file_meta.ImplementationVersionName.startswith("FASTMAMMO_")
     assert got.file_meta.MediaStorageSOPInstanceUID == got.SOPInstanceUID == wanted.SOPInstanceUID
     assert got.original_encoding == (False, True)
     if uid in (EXPLICIT, J + "90", J + "70"):  # byte for byte, up to Pixel Data and behind it

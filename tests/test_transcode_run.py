@@ -12,6 +12,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import pytest
 import transcode_killed
 
@@ -149,7 +150,7 @@ def test_others_are_skipped_on_request_and_only_they_are_done_again(
     assert notes == ["4 of 6 files kept from an earlier run; 2 done again: 2 settings changed"]
     assert (summary.ok, summary.copied, summary.transcoded) == (3, 2, 0)
     assert (dst / "a" / "one").stat().st_mtime_ns == before
-    assert "0 transcoded now, 3 kept, 2 copied" in summary.text()
+    assert "3 transcoded (3 of them before), 2 copied" in summary.text()
     assert run(mixed, dst).kept == 6
     run(mixed, dst, others="skip")
     assert not (dst / "lossy.dcm").exists()
@@ -162,8 +163,9 @@ def test_what_changed_is_done_again(mixed: Path, tmp_path: Path) -> None:
     calm = tree(dst)
     (dst / "lossy.dcm").write_bytes(b"cut")
     (dst / "a" / "one").unlink()
-    fill(mixed, "x.dcm", "one.1.dcm")  # other pixels now
-    (mixed / "x.dcm").unlink()
+    changed = pydicom.dcmread(mixed / "one.1.dcm")
+    changed.ImageComments = "corrected"  # the same image still, by its SOP Instance UID
+    changed.save_as(mixed / "one.1.dcm")
     summary = run(mixed, dst)
     assert summary.again == {"input changed": 1, "output missing or changed": 2}
     after = tree(dst)
@@ -220,6 +222,13 @@ def test_nothing_that_others_made_is_written_over(tmp_path: Path) -> None:
         run(tmp_path / "dst" / "deep", tmp_path / "dst")
     with pytest.raises(ConvertError, match="DST is empty: name a folder"):
         transcode(src, "")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    os.symlink(tmp_path / "dst" / "deep" / "a.dcm", linked / "a.dcm")
+    held = tree(tmp_path / "dst")
+    with pytest.raises(ConvertError, match=r"a\.dcm in SRC is a link into DST itself"):
+        run(linked, tmp_path / "dst", follow_links=True)
+    assert tree(tmp_path / "dst") == held
     assert run(src, src / "inside").ok == 1  # DST in SRC is left out of it
     assert run(src, src / "inside").files == 1
 
@@ -229,9 +238,21 @@ def test_names_that_the_run_needs_itself(tmp_path: Path) -> None:
     src = fill(tmp_path / "src", "a.dcm")
     (src / "manifest.csv").write_text("path\na.dcm\n")
     (src / "list.txt").write_text("a.dcm\nconfig.json\n")
-    fill(src, "config.json")
-    summary = run(src, tmp_path / "dst")
-    assert (summary.ok, summary.skipped) == (1, 3)
+    fill(src, "config.json", "timings.csv/a.dcm", "Images.npy/b")
+    (src / "timings.csv" / "notes").write_text("no DICOM")
+    for _ in range(2):
+        summary = run(src, tmp_path / "dst")
+        assert (summary.ok, summary.failed, summary.skipped) == (1, 3, 3)
+        assert {path: row["reason"] for path, row in manifest(tmp_path / "dst").items()} == {
+            "Images.npy/b": "reserved name",
+            "a.dcm": "",
+            "config.json": "reserved name",
+            "list.txt": "not dicom",
+            "manifest.csv": "not dicom",
+            "timings.csv/a.dcm": "reserved name",
+            "timings.csv/notes": "not dicom",
+        }
+    (src / "config.json").write_text("named, and no DICOM")
     summary = run(src / "list.txt", tmp_path / "named")
     assert manifest(tmp_path / "named")["config.json"]["reason"] == "reserved name"
     assert "rename it" in manifest(tmp_path / "named")["config.json"]["message"]
@@ -353,7 +374,7 @@ def test_the_verb(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["transcode", str(mixed), dst, "--quiet", "--others", "skip"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert "3 kept, 0 copied" in printed.out
+    assert "3 of them before), 0 copied" in printed.out
     assert main(["transcode", str(tmp_path / "absent"), str(tmp_path / "new")]) == 2
     assert "SRC is not there" in capsys.readouterr().err
 

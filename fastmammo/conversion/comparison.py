@@ -1,7 +1,8 @@
-"""The proof of a transcoded file: what was written is read from the disk, and compared."""
+"""The proof of a transcoded file: what was written is read back, and compared."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,17 @@ def _facts(m: Mammogram) -> dict[str, str]:
             value = [lut and (lut.first_value, lut.bits, lut.data.tolist()) for lut in luts]
         found[each.name] = repr(value)
     return found
+
+
+def uncached(path: str) -> str:
+    """Ask the system to drop a file from its cache, and return the path: the disk is read then.
+
+    The file must have reached the disk (fsync): only such pages can go. It is a request: a file
+    system in memory has nothing else to read from, and the disk's own cache is not reached.
+    """
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
 
 
 def require_same_bytes(path: str, chunks: list[Bytes]) -> None:

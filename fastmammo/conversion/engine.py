@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fastmammo.conversion.journal import Journal
 from fastmammo.conversion.names import STATE_FOLDER
-from fastmammo.conversion.plan import Plan, remove
+from fastmammo.conversion.plan import STAYS, Plan, remove
 from fastmammo.conversion.pool import Pool, watch_signals
 from fastmammo.conversion.results import WITH_OUTPUT
 from fastmammo.conversion.summary import SHOWN, describe
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastmammo.conversion.inputs import Input
+    from fastmammo.conversion.one_file import Message
     from fastmammo.conversion.results import Results
-    from fastmammo.conversion.worker import Message
 
     Progress = Callable[[int, int, int, float], None]
     Note = Callable[[str], None]
@@ -31,7 +31,7 @@ S = TypeVar("S")
 
 _ENTRY = (
     *("status", "reason", "message", "size", "mtime_ns", "content"),
-    *("output_size", "record", "seconds", "traceback"),
+    *("output_size", "output_crc32", "record", "seconds", "traceback"),
 )
 """What of a worker's reply goes into the journal."""
 
@@ -178,9 +178,11 @@ class Run(Generic[S]):
         if entry["status"] in WITH_OUTPUT:
             entry["output"] = self.plan.output(each)
             self.ok += entry["status"] == "ok"
-        else:
-            # from a run that was killed before it could note it
+        elif self.plan.discards(reply):
+            # from an earlier run, or one that was killed before it could note it
             remove(self.plan.target(each))
+        elif self.plan.stays(each):
+            entry["message"] = f"{entry.get('message', '')}; {STAYS}"
         self.journal.add(entry)
         self.done += 1
         self.failed += entry["status"] == "failed"
@@ -214,8 +216,17 @@ class Run(Generic[S]):
             "images_per_second": round(self.ok / seconds, 3) if seconds > 0 else 0.0,
             "signal": self.signal,
             "orphans": self.plan.orphans(self.inputs),
+            "stayed": self._stayed(),
             "manifest": os.path.join(self.dst, "manifest.csv"),
         }
+
+    def _stayed(self) -> list[str]:
+        """Return the outputs in DST whose inputs have failed since an earlier run made them."""
+        found = []
+        for each in self.inputs:
+            if (self.results.get(each.path) or {}).get("status") == "failed":
+                found.append(self.plan.stays(each))
+        return sorted({output for output in found if output})
 
     def _failures(self) -> list[tuple[str, str]]:
         found = []

@@ -7,7 +7,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastmammo.conversion.names import STATE_FOLDER, is_component, is_dicom_name, output_name
+from fastmammo.conversion.names import (
+    OWN_FILES,
+    STATE_FOLDER,
+    is_component,
+    is_dicom_name,
+    output_name,
+)
 from fastmammo.errors import ConfigError, ConvertError, NotDicomError, OutputCollisionError
 
 if TYPE_CHECKING:
@@ -127,8 +133,15 @@ def _walk(root: str, destination: str, follow_links: bool) -> Iterator[Input]:
             path = _relative(folder, root)
             yield _settled(path, folder, "failed", "unreadable folder", str(error.strerror))
             continue
+        if folder != root and _has_state(entries):
+            message = "an earlier run's DST: its outputs are no inputs, unless it is named as SRC"
+            yield _settled(_relative(folder, root), folder, "skipped", "made by fastmammo", message)
+            continue
+        own = {STATE_FOLDER, *OWN_FILES} if _has_state(entries) else set()
         for entry in entries:
             path = _relative(entry.path, root)
+            if entry.name in own:  # tables of the run that made SRC
+                continue
             if not _is_folder(entry):
                 outside = entry.is_symlink() and not _inside(entry.path, real_root)
                 if outside and os.path.exists(entry.path) and not follow_links:
@@ -147,6 +160,10 @@ def _walk(root: str, destination: str, follow_links: bool) -> Iterator[Input]:
             if follow_links:
                 seen.add(real)
             folders.append(entry.path)
+
+
+def _has_state(entries: list[os.DirEntry[str]]) -> bool:
+    return any(entry.name == STATE_FOLDER for entry in entries)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -275,7 +292,7 @@ def _checked(inputs: list[Input]) -> list[Input]:
         rivals = [*indices, *(index for file in files for index in by_name.get(file, ()))]
         if len(rivals) == 1:
             continue
-        dicom = [index for index in rivals if _is_dicom(inputs[index].source)]
+        dicom = [index for index in rivals if begins_as_dicom(inputs[index].source)]
         if len(dicom) > 1:
             first, second = sorted(inputs[index].path for index in dicom[:2])
             raise OutputCollisionError(
@@ -291,7 +308,7 @@ def _checked(inputs: list[Input]) -> list[Input]:
     return inputs
 
 
-def _is_dicom(source: str) -> bool:
+def begins_as_dicom(source: str) -> bool:
     """Whether a file begins as `dicom.read` wants it; no other byte of it is read here."""
     from fastmammo.dicom import looks_like_dicom
 

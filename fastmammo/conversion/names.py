@@ -9,6 +9,9 @@ import unicodedata
 STATE_FOLDER = ".fastmammo"
 """The folder in DST that holds the journal and the lock: no output may lie in it."""
 
+OWN_FILES = frozenset({"manifest.csv", "timings.csv", "config.json", "boxes.csv", "images.npy"})
+"""What runs write into DST beside the outputs: no output may have such a name, or lie below it."""
+
 _DICOM_SUFFIX = re.compile(r"\.(dcm|dicom|dic)$", re.IGNORECASE)
 _FORBIDDEN = frozenset('<>:"|?*\\/')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?$", re.IGNORECASE)
@@ -26,7 +29,8 @@ def output_name(path: str) -> str:
 
     A DICOM suffix is dropped, any other is kept: `a.dcm` and `a.1` become `a` and `a.1`.
     Characters that are control, format or reserved ones somewhere become "_", so do "." and "..";
-    a component that is too long is shortened and ends in a digest of the whole.
+    a component that is too long is shortened and ends in a digest of the whole. A folder that is
+    called as a table of the run gets a "_" in front.
 
     Args:
         path: relative, with "/" between its components.
@@ -36,7 +40,8 @@ def output_name(path: str) -> str:
     if not shortened or shortened.endswith("/"):
         shortened = path
     components = [_component(each) for each in shortened.split("/") if each]
-    if components[0].lower() == STATE_FOLDER:
+    below = len(components) > 1 and components[0].lower() in OWN_FILES
+    if components[0].lower() == STATE_FOLDER or below:
         components[0] = "_" + components[0]
     return "/".join(components)
 

@@ -84,7 +84,7 @@ class ConvertOptions:
     compare: str = option(
         "stat",
         "how a second run notices that an input has changed: stat (size and time of last change) "
-        "or content (SHA-256: reads every input again)",
+        "or content (SHA-256; and CRC-32 of the outputs: reads every file of both again)",
         choices=("stat", "content"),
     )
     image_root: str | None = option(

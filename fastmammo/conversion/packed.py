@@ -30,8 +30,9 @@ class Packed:
     While the run goes on every image is a file of raw bytes below DST/.fastmammo/rows. When all
     inputs are done, the rows of those that are "ok" are gathered in the manifest's order into a
     new array, which takes the name `images.npy` when it is whole: there are no holes, and an
-    earlier `images.npy` stays as it was until then. For that moment DST needs the space twice,
-    unless its file system shares blocks.
+    earlier `images.npy` stays as it was until then. Rows of inputs that are not there now, or
+    cannot be read, are taken along, though no row of the manifest names them. For that moment DST
+    needs the space twice, unless its file system shares blocks.
     """
 
     def __init__(self, dst: str, config: Config, journal: Journal) -> None:

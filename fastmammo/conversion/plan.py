@@ -7,26 +7,37 @@ import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fastmammo.conversion.one_file import (
+    NOT_FOUND,
+    OF_THE_RUN,
+    UNREADABLE,
+    crc32,
+    sha256,
+    unreadable,
+)
 from fastmammo.conversion.packed import NAME
 from fastmammo.conversion.results import FILTERED, WITH_OUTPUT
-from fastmammo.conversion.worker import OF_THE_RUN, sha256, unreadable
 from fastmammo.errors import NotDicomError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
 
     from fastmammo.conversion.inputs import Input
     from fastmammo.conversion.journal import Entry, Journal
+    from fastmammo.conversion.one_file import Message
     from fastmammo.conversion.packed import Packed
     from fastmammo.conversion.results import Results
-    from fastmammo.conversion.worker import Message
+
+STAYS = "what an earlier run made of it stays"
+"""Said in the row of a file that has failed, and whose output is still there."""
 
 
 @dataclass
 class Plan:
     """What a run has to do. An earlier result counts while settings, input and output are as they
     were; failed files are tried again. Other filters alone make nothing again: what they leave out
-    keeps its entry and its output."""
+    keeps its entry and its output. So does an input that is not there or cannot be read now, as on
+    a disk that is not mounted: this run's tables say that it failed, and nothing is lost."""
 
     dst: str
     results: Results
@@ -47,17 +58,28 @@ class Plan:
         """Sort the inputs into kept and to be done; return entries of those settled at once."""
         settled = []
         redo = []
+        outputs = {self.output(each): each.path for each in inputs if each.name}
         for each in inputs:
             earlier = self.journal.get(each.path)
             found = self._settled(each)
+            cause = ""
+            if found is None and earlier is not None:
+                try:
+                    cause = self._changed(each, earlier)
+                except OSError as error:
+                    found = unreadable(error, each.path)
+                if cause:
+                    found = self.refused(each, earlier)
             if found is not None:
                 found = {"path": each.path, "settings": self.settings, **found}
-                if earlier != found:
+                if earlier is not None and self._holds(each, earlier, outputs):
+                    message = f"{found['message']}; {STAYS}"
+                    self.results.held[each.path] = found | {"status": "failed", "message": message}
+                elif earlier != found:
                     settled.append(found)
                     if earlier is not None:
                         redo.append(each)
                 continue
-            cause = "" if earlier is None else self._changed(each, earlier)
             if earlier is not None and not cause:
                 self.kept += 1
                 continue
@@ -65,7 +87,7 @@ class Plan:
                 self.again[cause] = self.again.get(cause, 0) + 1
                 redo.append(each)
             self.todo.append(each)
-        self._forget(redo)
+        self._forget(redo, outputs)
         return settled
 
     def orphans(self, inputs: Sequence[Input]) -> list[str]:
@@ -94,6 +116,25 @@ class Plan:
         if self.packed is not None:
             return self.packed.row_path(each.name)
         return os.path.join(self.dst, self.output(each))
+
+    def discards(self, reply: Message) -> bool:
+        """Whether a file that gave no output now loses what an earlier run has made of it.
+
+        It is no image of what the input is now, or not with these settings; but an input that
+        cannot be read at this moment may be what it was.
+        """
+        return reply.get("reason") not in (NOT_FOUND, UNREADABLE)
+
+    def refused(self, each: Input, earlier: Entry) -> Message | None:
+        """Return why an earlier result must not be replaced, as a failure; or None."""
+        return None
+
+    def stays(self, each: Input) -> str:
+        """Return the output of an input that has failed, where an earlier run's is there, or ""."""
+        if each.path in self.results.held:
+            return str((self.journal.get(each.path) or {}).get("output", ""))
+        there = each.name and self.packed is None and os.path.isfile(self.target(each))
+        return self.output(each) if there else ""
 
     def settings_of(self, reply: Message) -> str:
         """Return what a worker's reply depends on: its journal entry keeps it."""
@@ -125,7 +166,7 @@ class Plan:
         try:
             mode = os.stat(each.source).st_mode
         except OSError as error:
-            return unreadable(error)
+            return unreadable(error, each.path)
         if stat.S_ISREG(mode):
             return None
         # opening a named pipe would wait for ever
@@ -150,16 +191,13 @@ class Plan:
         return ""
 
     def _input_changed(self, each: Input, earlier: Entry) -> bool:
-        try:
-            now = os.stat(each.source)
-            if not self.by_content:
-                was = [earlier.get("size"), earlier.get("mtime_ns")]
-                return [now.st_size, now.st_mtime_ns] != was
-            if now.st_size != earlier.get("size"):
-                return True
-            return sha256(each.source) != earlier.get("content")
-        except OSError:
-            return True  # the worker will say why it cannot be read
+        now = os.stat(each.source)
+        if not self.by_content:
+            was = [earlier.get("size"), earlier.get("mtime_ns")]
+            return [now.st_size, now.st_mtime_ns] != was
+        if now.st_size != earlier.get("size"):
+            return True
+        return sha256(each.source) != earlier.get("content")
 
     def _lost(self, each: Input, earlier: Entry) -> bool:
         if earlier["output"] != self.output(each):
@@ -167,18 +205,36 @@ class Plan:
         if self.packed is not None:
             return not self.packed.has(each.path, each.name)
         try:
-            return bool(os.stat(self.target(each)).st_size != earlier["output_size"])
+            if os.stat(self.target(each)).st_size != earlier["output_size"]:
+                return True
+            checked = self.by_content and "output_crc32" in earlier
+            return checked and crc32(self.target(each)) != earlier["output_crc32"]
         except OSError:
             return True
 
-    def _forget(self, redo: list[Input]) -> None:
-        """Remove what earlier runs have made of inputs that are done again: it is out of date."""
+    def _holds(self, each: Input, earlier: Entry, outputs: dict[str, str]) -> bool:
+        """Whether the earlier output of an input that cannot be read stays, and its entry."""
+        if earlier["status"] not in WITH_OUTPUT:
+            return False
+        output = earlier["output"]
+        if output == NAME:  # an array of other settings is replaced as a whole
+            same = self.packed is not None and not self.other_settings(earlier)
+            return same and self.packed is not None and self.packed.has(each.path, each.name)
+        # another input may have taken the name
+        taken = outputs.get(output, each.path) != each.path
+        return not taken and os.path.isfile(os.path.join(self.dst, output))
+
+    def _forget(self, redo: list[Input], to_come: Container[str]) -> None:
+        """Let the journal promise nothing of inputs that are done again: it is out of date.
+
+        Outputs stay until those `to_come` replace them; those of which none does go.
+        """
         if not redo:
             return
         outputs = [(self.journal.get(each.path) or {}).get("output", "") for each in redo]
         self.journal.redo(each.path for each in redo)
         for each, output in zip(redo, outputs, strict=True):
-            if output and output != NAME:
+            if output and output != NAME and output not in to_come:
                 remove(os.path.join(self.dst, output))
             if self.packed is not None:
                 remove(self.packed.row_path(each.name))

@@ -30,9 +30,13 @@ class Results:
     def __init__(self, journal: Journal, filters: tuple[Filters, ...]) -> None:
         self.journal = journal
         self.filters = filters
+        self.held: dict[str, Entry] = {}
+        """What this run tells of inputs that it cannot read, while their entries stay."""
 
     def get(self, path: str) -> Entry | None:
         """Return what became of an input, or None where that is still to be found out."""
+        if path in self.held:
+            return self.held[path]
         entry = self.journal.get(path)
         return None if entry is None else self.seen(entry)
 

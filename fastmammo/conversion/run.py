@@ -12,6 +12,7 @@ from fastmammo.conversion.inputs import Input, find_inputs
 from fastmammo.conversion.lesions import Boxes, drop_boxes, read_boxes
 from fastmammo.conversion.manifest import write_config, write_tables
 from fastmammo.conversion.options import ConvertOptions
+from fastmammo.conversion.packed import NAME as ARRAY
 from fastmammo.conversion.packed import Packed
 from fastmammo.conversion.plan import Plan
 from fastmammo.conversion.results import Results
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from fastmammo.conversion.engine import Note, Progress
     from fastmammo.conversion.journal import Journal
-    from fastmammo.conversion.worker import Message
+    from fastmammo.conversion.one_file import Message
     from fastmammo.preprocess import Config
 
 PREPROCESSOR = "fastmammo.preprocess:Preprocessor"
@@ -185,6 +186,7 @@ class _Conversion(Run[Summary]):
                 (each.path, each.name)
                 for each in self.inputs
                 if (self.results.get(each.path) or {}).get("status") == "ok"
+                or self.plan.stays(each) == ARRAY
             ]
             if not self.packed.holds(items):
                 self.drop_tables()  # their rows are those of the array as it is now

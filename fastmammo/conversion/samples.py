@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from fastmammo.decoding import FrameDecoder
 from fastmammo.decoding.stored import sign_bits, stored_values
+from fastmammo.errors import BackendUnavailableError, UnsupportedSyntaxError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from fastmammo.dicom import Codestream, Mammogram
 
     Pixels = NDArray[Any]
+
+
+ESTABLISHED = {"jpeg2000": "openjpeg", "jpeg-lossless": "imagecodecs"}
+"""Who decodes a source whose format this package has a decoder of its own for. What that one got
+wrong would be written, and compared with itself. (`imagecodecs`: libjpeg-turbo.)"""
 
 
 class OtherFile(Exception):
@@ -39,9 +46,11 @@ def refuse_others(m: Mammogram) -> None:
 def samples_of(m: Mammogram, index: int) -> tuple[Pixels, str]:
     """Return the samples that a frame's new codestream is to hold, and what decoded them.
 
-    They are the source's own: the cells of Pixel Data (Bits Allocated, two's complement where Pixel
-    Representation says so), or what its codestream holds. The JPEG and JPEG-LS families know no
-    sign: there signed values are what their patterns stand for.
+    The decoder is an established library (`ESTABLISHED`), the usual choice only where that refuses
+    the codestream's style or is not installed. Samples are the source's own: the cells of Pixel
+    Data (Bits Allocated, two's complement where Pixel Representation says so), or what its
+    codestream holds. The JPEG and JPEG-LS families know no sign: there signed values are what their
+    patterns stand for.
 
     Raises:
         UnsupportedImageError, DecodeError: see `decode`.
@@ -50,19 +59,19 @@ def samples_of(m: Mammogram, index: int) -> tuple[Pixels, str]:
     """
     c = m.codestream(index)
     plain = c.format in ("raw", "rle")
-    decoder = FrameDecoder(bare(m, m.pixel_representation if plain else 0), frame=index)
+    decoder = _decoder(bare(m, m.pixel_representation if plain else 0), index, c)
     samples: Pixels = decoder.at(0)
     name = "+".join(decoder.used)
     if c.format == "jpeg2000":
         return samples, name
     values: Pixels = stored_values(samples, m, c)
     if plain:
-        implied = np.array_equal(values, samples)
+        implied = np.array_equal(values, samples) and not _beyond(values, m)
     elif m.signed:
         bits = c.precision, sign_bits(m, c)
         implied = any(_pattern_is(samples, values, count) for count in bits)
     else:
-        implied = True
+        implied = c.format != "jpeg-lossless" or not _beyond(values, m)
     if not implied:
         raise OtherFile(
             "bits beyond the stored values",
@@ -71,6 +80,23 @@ def samples_of(m: Mammogram, index: int) -> tuple[Pixels, str]:
             "readers would take all of it for values",
         )
     return values, name
+
+
+def _decoder(m: Mammogram, index: int, c: Codestream) -> FrameDecoder:
+    if c.format in ESTABLISHED:
+        # what it refuses, it refuses here: once begun, its word is final
+        with contextlib.suppress(UnsupportedSyntaxError, BackendUnavailableError):
+            return FrameDecoder(m, backend=ESTABLISHED[c.format], frame=index)
+    return FrameDecoder(m, frame=index)
+
+
+def _beyond(values: Pixels, m: Mammogram) -> bool:
+    """Whether unsigned values need more than Bits Stored.
+
+    pydicom, whose word most readers take, masks them where they are uncompressed, RLE or lossless
+    JPEG, and in no other syntax, HTJ2K among these: the pixels would not be the same to it.
+    """
+    return not m.signed and int(values.max()) >> m.bits_stored > 0
 
 
 def _pattern_is(samples: Pixels, values: Pixels, bits: int) -> bool:

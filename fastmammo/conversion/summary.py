@@ -50,6 +50,8 @@ class Summary:
     """Rows of the table of boxes that have none."""
     array_pending: bool = False
     """Whether `images.npy` still waits for the rest of an interrupted run."""
+    stayed: list[str] = field(default_factory=list)
+    """Outputs in DST as an earlier run made them, whose inputs have failed now: not there, say."""
     manifest: str = ""
 
     @property
@@ -90,6 +92,8 @@ class Summary:
             )
         if self.ok == 0 and not self.signal:
             lines.append("no image was converted")
+        if self.stayed:
+            lines.append(stayed(self.stayed))
         if self.orphans:
             more = ", ..." if len(self.orphans) > 1 else ""
             lines.append(
@@ -118,6 +122,15 @@ def _boxes(outcomes: dict[str, int], empty: int) -> str:
     parts += [f"{lost} not ({reasons})"] if lost else []
     parts += [f"{count_of(empty, 'row')} without a box left out"] if empty else []
     return ", ".join(parts)
+
+
+def stayed(outputs: list[str]) -> str:
+    """Say which outputs of failed inputs are still there."""
+    more = ", ..." if len(outputs) > 1 else ""
+    return (
+        "in DST as an earlier run made them, of inputs that have failed now: "
+        f"{count_of(len(outputs), 'output')} ({outputs[0]}{more})"
+    )
 
 
 def count_of(number: int, noun: str) -> str:

@@ -6,7 +6,7 @@ import signal
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fastmammo.conversion.summary import count_of, describe
+from fastmammo.conversion.summary import count_of, describe, stayed
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class TranscodeSummary:
     """SIGINT or SIGTERM, if that ended the run early; else 0."""
     orphans: list[str] = field(default_factory=list)
     """Outputs in DST whose inputs this run did not find: they stay, in no manifest row."""
+    stayed: list[str] = field(default_factory=list)
+    """Outputs in DST as an earlier run made them, whose inputs have failed now: not there, say."""
     manifest: str = ""
 
     @property
@@ -65,7 +67,7 @@ class TranscodeSummary:
     def text(self) -> str:
         """Return the summary in a few lines, for people."""
         kept = self.ok - self.transcoded
-        done = f"{self.transcoded} transcoded now, {kept} kept" if kept else f"{self.ok} transcoded"
+        done = f"{self.ok} transcoded" + (f" ({kept} of them before)" if kept else "")
         rate = f" ({self.images_per_second:.1f} images/s)" if self.transcoded else ""
         lines = [
             f"{done}, {self.copied} copied, {self.failed} failed, {self.skipped} skipped, of "
@@ -91,6 +93,8 @@ class TranscodeSummary:
             )
         if self.ok + self.copied == 0 and not self.signal:
             lines.append("no file was transcoded")
+        if self.stayed:
+            lines.append(stayed(self.stayed))
         if self.orphans:
             more = ", ..." if len(self.orphans) > 1 else ""
             lines.append(

@@ -1,20 +1,28 @@
 """A file in any lossless syntax → the same file in HTJ2K Lossless RPCL, and the proof that it is.
 
-What a worker of `transcode` runs. The proof is of the written file: it is read back from the disk
-and decoded by another library than the one that encoded it.
+What a worker of `transcode` runs. The proof is of the written file: it is read back, decoded by
+another library than the one that encoded it, and compared with what an established library decodes
+from the source; no decoder of this package has a part in it (`samples.ESTABLISHED`).
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastmammo.conversion.comparison import compare, require_same_bytes
+from fastmammo.conversion.comparison import compare, require_same_bytes, uncached
 from fastmammo.conversion.samples import OtherFile, precision_of, refuse_others, samples_of
 from fastmammo.dicom import read
 from fastmammo.dicom.source import load, parse_header
-from fastmammo.encoding import encode_htj2k, levels_for, rewritten
+from fastmammo.encoding import (
+    HTJ2K_LOSSLESS_RPCL,
+    encode_htj2k,
+    levels_for,
+    require_counted_frames,
+    rewritten,
+)
 from fastmammo.errors import (
     FastMammoError,
     NotExactError,
@@ -32,6 +40,9 @@ if TYPE_CHECKING:
 
     Bytes = bytes | memoryview
     Pixels = NDArray[Any]
+
+_UNREAD = {kind().reason for kind in (UnsupportedImageError, UnsupportedSyntaxError, NotImageError)}
+"""Why a file that was an image once may be none now that it is damaged."""
 
 KEPT_BYTES = 256 << 20
 """Of frames that are kept for the comparison; those beyond are decoded once more for it."""
@@ -53,7 +64,7 @@ class Transcoded:
 
 
 class Transcoder:
-    """Has what `worker.process` asks for: `prepare`, `encode` and `check`.
+    """Has what `one_file.process` asks for: `prepare`, `encode`, `check` and `may_replace`.
 
     Args:
         others: what becomes of files that are not transcoded: "copy" or "skip".
@@ -98,13 +109,34 @@ class Transcoder:
         """
         try:
             if made.source is None:
-                require_same_bytes(path, made.image)
+                require_same_bytes(uncached(path), made.image)
             else:
-                made.record["verified_by"] = compare(read(path), made.source, made.frames)
+                written = read(uncached(path))
+                made.record["verified_by"] = compare(written, made.source, made.frames)
         except NotExactError:
             raise
         except FastMammoError as error:
             raise NotExactError(f"the written file cannot be read back: {error}") from error
+
+    def may_replace(self, target: str, made: Transcoded) -> None:
+        """Refuse to put a copy of an image that cannot be read where a transcoded one is.
+
+        A file that breaks off just before Pixel Data looks like an image without pixels.
+
+        Raises:
+            NotExactError: an earlier run has transcoded the file, and it can no longer be.
+        """
+        if made.outcome.get("reason") not in _UNREAD or not os.path.isfile(target):
+            return
+        try:
+            earlier = read(target).transfer_syntax_uid
+        except FastMammoError:
+            return
+        if earlier == HTJ2K_LOSSLESS_RPCL:
+            raise NotExactError(
+                f"{made.outcome['message']}; but an earlier run could transcode it. If this is "
+                "right, delete that output, and it is copied as it is now"
+            )
 
     def _other(self, data: Bytes, reason: str, message: str) -> Transcoded:
         copied = self.others == "copy"
@@ -115,6 +147,8 @@ class Transcoder:
 
     def _made(self, data: Bytes, m: Mammogram) -> Transcoded:
         clock = {"decode": 0.0, "encode": 0.0}
+        if any(frame.fragments > 1 for frame in m.frames):  # one of them may be another frame's
+            require_counted_frames(data, len(m.frames))
         precision = precision_of(None, m, m.codestream(0))
         made = None
         while made is None:
@@ -165,6 +199,6 @@ def _syntax_of(data: Bytes) -> str:
     """Return the transfer syntax that a file's own header gives, "" where there is none."""
     try:
         meta = getattr(parse_header(data)[0], "file_meta", {})
-    except FastMammoError:
+        return str(meta.get("TransferSyntaxUID", ""))
+    except Exception:  # pydicom raises whatever damaged bytes lead it to
         return ""
-    return str(meta.get("TransferSyntaxUID", ""))

@@ -7,23 +7,23 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fastmammo.conversion.engine import Run, carry_out, require_named, verb_of
-from fastmammo.conversion.inputs import Input, find_inputs
+from fastmammo.conversion.inputs import Input, begins_as_dicom, find_inputs
 from fastmammo.conversion.manifest import one_line, write_config, write_csv, write_timings
-from fastmammo.conversion.names import STATE_FOLDER
+from fastmammo.conversion.names import OWN_FILES, STATE_FOLDER
 from fastmammo.conversion.options import TranscodeOptions
 from fastmammo.conversion.plan import Plan
 from fastmammo.conversion.results import WITH_OUTPUT, Results
 from fastmammo.conversion.transcode_summary import TranscodeSummary
-from fastmammo.conversion.warm import never_compiled
+from fastmammo.dicom.source import load, parse_header
 from fastmammo.encoding import HTJ2K_LOSSLESS_RPCL, require_encoder
-from fastmammo.errors import ConvertError
+from fastmammo.errors import ConvertError, FastMammoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from fastmammo.conversion.engine import Note, Progress
     from fastmammo.conversion.journal import Entry, Journal
-    from fastmammo.conversion.worker import Message
+    from fastmammo.conversion.one_file import Message
 
 TRANSCODER = "fastmammo.conversion.transcoder:Transcoder"
 
@@ -34,7 +34,6 @@ COLUMNS = (
 """Of the manifest."""
 
 _STAGES = ("read", "decode", "encode", "verify", "write", "total")
-_OWN = frozenset({"manifest.csv", "timings.csv", "config.json"})
 
 
 def transcode(
@@ -50,9 +49,11 @@ def transcode(
 
     HTJ2K decodes many times faster than JPEG 2000: every later pass over the archive gains. A file
     keeps its path below SRC, its SOP Instance UID and every element but Transfer Syntax UID and
-    Pixel Data. Each written file is read back from the disk before it takes its name, decoded by
-    another library than its encoder's, and compared with the source bit for bit; one that differs
-    is not kept, and its row says why. A second run keeps what is done, as `convert`'s does.
+    Pixel Data. Each written file is read back before it takes its name (from the disk: the system
+    is asked to drop it from its cache), decoded by another library than its encoder's, and compared
+    bit for bit with the source, decoded by an established library too; one that differs is not
+    kept, and its row says why. A second run keeps what is done, as `convert`'s does. No output is
+    removed because its source is missing or damaged: another takes its name once it is verified.
 
     DST gets manifest.csv, timings.csv and config.json too. Files that need no transcoding (HTJ2K),
     or get none (lossy, colour, no image), are copied as they are, or skipped: `options.others`.
@@ -117,18 +118,40 @@ def _refuse_destination(dst: str, inputs: list[Input]) -> None:
                 f"SRC has files in DST itself ({folder}): outputs could replace inputs. Name a "
                 "folder for DST that holds none of them"
             )
+    # a file may be a link into DST where its folder is none; most are no links at all
+    for each in inputs:
+        if not each.name or not os.path.islink(each.source):
+            continue
+        if os.path.realpath(each.source).startswith(real):
+            raise ConvertError(
+                f"{each.path} in SRC is a link into DST itself ({os.readlink(each.source)}): its "
+                "output could replace the only copy. Remove the link, or name another folder for "
+                "DST"
+            )
+
+
+def _instance(path: str) -> str:
+    """Return a file's SOP Instance UID, "" where it has none or cannot be read."""
+    try:
+        return str(parse_header(load(path))[0].get("SOPInstanceUID", ""))
+    except (OSError, FastMammoError):
+        return ""
 
 
 def _not_reserved(each: Input) -> Input:
-    """Fail an input whose output would be one of the run's own files."""
-    first = each.name.split("/")[0].lower()
-    if each.name not in _OWN and first != STATE_FOLDER:
+    """Fail an input whose output would be one of the run's own files, or lie below its name.
+
+    What is no DICOM, and was not named by the user, is skipped, as it is under any name: an
+    earlier run's tables, say.
+    """
+    first = each.name.split("/")[0]
+    # in any case: to some file systems that is one name
+    if not each.name or first.lower() not in (STATE_FOLDER, *OWN_FILES):
         return each
-    if not each.meant and each.name in _OWN:  # in a folder: a table is no DICOM
-        return each._replace(
-            name="", status="skipped", reason="not dicom", message="its name is that of a table"
-        )
-    message = f"its output would have the name of a file of the run itself, {each.name}: rename it"
+    if not each.meant and not begins_as_dicom(each.source):
+        message = f"no DICOM file, below the name {first} of one of the run's own"
+        return each._replace(name="", status="skipped", reason="not dicom", message=message)
+    message = f"its output would have, or lie below, the name {first} of the run's own: rename it"
     return each._replace(name="", status="failed", reason="reserved name", message=message)
 
 
@@ -136,6 +159,35 @@ class _Plan(Plan):
     """Outputs have the names of inputs; --others matters only to files that are not transcoded."""
 
     others = "copy"
+
+    def make(self, inputs: Sequence[Input]) -> list[Entry]:
+        self._copies: dict[str, list[Any]] = {}
+        return super().make(inputs)
+
+    def discards(self, reply: Message) -> bool:
+        """Whether a copy goes that was asked for once, and that `others` leaves out now.
+
+        Nothing else is ever removed: a source may be damaged since, and its output be the only
+        good one. It stays until another has been verified and takes its name.
+        """
+        as_it_was = [reply.get("size"), reply.get("mtime_ns")]
+        return reply["status"] == "skipped" and self._copies.get(reply["path"]) == as_it_was
+
+    def refused(self, each: Input, earlier: Entry) -> Message | None:
+        """Refuse to replace an output by that of another image which has the same name.
+
+        A second SRC whose files are called alike would replace the first one's, one by one.
+        """
+        if earlier["status"] not in WITH_OUTPUT:
+            return None
+        now, was = _instance(each.source), _instance(os.path.join(self.dst, earlier["output"]))
+        if not now or not was or now == was:
+            return None
+        message = (
+            f"its SOP Instance UID is {now}, that of {earlier['output']} in DST {was}: an earlier "
+            "run took it from another file. Name another DST, or remove that output first"
+        )
+        return {"status": "failed", "reason": "another image", "message": message}
 
     def output(self, each: Input) -> str:
         return each.name
@@ -147,6 +199,12 @@ class _Plan(Plan):
 
     def other_settings(self, earlier: Entry) -> bool:
         return earlier["settings"] not in (self.settings, f"{self.settings} {self.others}")
+
+    def _changed(self, each: Input, earlier: Entry) -> str:
+        cause = super()._changed(each, earlier)
+        if cause == "settings changed" and earlier["status"] == "copied":
+            self._copies[each.path] = [earlier["size"], earlier["mtime_ns"]]
+        return cause
 
 
 class _Transcoding(Run[TranscodeSummary]):
@@ -177,9 +235,6 @@ class _Transcoding(Run[TranscodeSummary]):
             "others": self.options.others,
         }
         write_config(self.dst, self.journal, settings)
-
-    def one_first(self) -> bool:
-        return never_compiled()
 
     def setup(self) -> Message:
         return {

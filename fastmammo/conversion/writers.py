@@ -24,6 +24,8 @@ def write_atomic(
     chunks: Iterable[Bytes],
     partial: str,
     check: Callable[[str], None] | None = None,
+    *,
+    sync_folder: bool = False,
 ) -> int:
     """Write a file so that `path` holds all of it or is not there, and return its size in bytes.
 
@@ -36,6 +38,9 @@ def write_atomic(
         partial: a temporary name on the same file system, private to the caller.
         check: is given the finished file under its temporary name; what it raises keeps the file
             from taking its final one.
+        sync_folder: whether the name reaches the disk too before this returns (fsync of the folder,
+            0.4 ms where a file of 8 MB takes 35). Without, a machine that loses power may still
+            have what had the name before.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written.
@@ -58,10 +63,20 @@ def write_atomic(
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.replace(partial, path)
+        if sync_folder:
+            _sync(os.path.dirname(path))
     except BaseException:
         _remove(partial)
         raise
     return size
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(partial: str) -> None:

@@ -50,7 +50,8 @@ def explicit_little_endian(
 ) -> bytes:
     """Return the elements from `start` to `end` in Explicit VR Little Endian (PS3.5 A.2).
 
-    Group lengths (gggg,0000) are left out: they are retired, and would be wrong.
+    Group lengths (gggg,0000) are left out: they are retired, and would be wrong. So are zeros up
+    to the end behind the last element, with which some writers fill a file up.
 
     Args:
         pixels: whether elements of the pixel data's group 7FE0 are taken along at the top level.
@@ -88,6 +89,13 @@ class _Walk:
         out: list[bytes] = []
         creators: dict[tuple[int, int], str] = {}
         while position < end:
+            if not depth and not any(self.body[position : min(position + 8, end)]):
+                if any(self.body[position:end]):
+                    raise ReadError(
+                        f"zeros at byte {position} where an element should be, and others behind "
+                        "them: the data set is damaged"
+                    )
+                break
             tag = self.tag(position)
             if tag == _ITEM_END:
                 return b"".join(out), position
