@@ -6,12 +6,14 @@ import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,25 +70,65 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
+def say(line: str) -> None:
+    """Print a line of progress, at once, beside the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def taken(run: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 def interleaved(
     contenders: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, dict[str, float]]:
-    """Time each contender once a round, in turn, after one warm-up round.
+) -> tuple[dict[str, dict[str, float]], bool]:
+    """Time each contender once a round, in turn, after one warm-up round, and tell each round.
 
     Returns:
-        Milliseconds by contender: median, and lower and upper quartile.
+        Milliseconds by contender: median, and lower and upper quartile; and whether Ctrl-C ended
+        it: then of those alone that have been timed.
     """
     samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(rounds + 1):
-        for name, run in contenders.items():
+    ended = False
+    try:
+        # the first round warms caches and compiles
+        first = sum(taken(run) for run in contenders.values())
+        say(f"warm-up: {first:.1f} s; {rounds} rounds: about {span(first * rounds)}, or less")
+        for number in range(rounds):
             start = time.perf_counter()
-            run()
-            if number:  # the first round warms caches and compiles
-                samples[name].append((time.perf_counter() - start) * 1e3)
-    found = {}
-    for name, values in samples.items():
-        found[name] = {f"{key}_ms": value for key, value in quartiles(values).items()}
-    return found
+            for name, run in contenders.items():
+                samples[name].append(taken(run) * 1e3)
+            say(f"round {number + 1} of {rounds}: {time.perf_counter() - start:.1f} s")
+    except KeyboardInterrupt:
+        ended = True
+    return {
+        name: {f"{key}_ms": value for key, value in quartiles(values).items()}
+        for name, values in samples.items()
+        if values
+    }, ended
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in words."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
+
+
+def end_early(measured: bool) -> NoReturn:
+    """Say that Ctrl-C has ended the benchmark, which saves nothing."""
+    what = "what was measured until then is above; nothing is saved"
+    say(f"ended by Ctrl-C: {what if measured else 'nothing was measured'}")
+    raise SystemExit(128 + signal.SIGINT)
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a benchmark's `main`; a Ctrl-C before it has measured anything ends it likewise."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        end_early(measured=False)
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:

@@ -8,6 +8,7 @@ backend of the package's own table that decodes on the CPU takes part; what loss
 compared with the pixels, and their levels with the integer 5/3 transform of the pixels, before
 anything is timed. Each level is decoded alone; "3, then 1" is what `convert` does: the small level
 for the breast, then the output's. All take turns in every round, whatever their syntax.
+Ctrl-C ends it with what was measured, and saves nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import interleaved, machine, save
+from arguments import Help, positive, whole
+from common import end_early, interleaved, machine, save, say, script
 
 from fastmammo.decoding import BACKENDS, FrameDecoder
 from fastmammo.dicom import SYNTAXES, read
@@ -111,6 +113,7 @@ def measure(
                 frames.append({**frame, "not_written": " ".join(str(error).split()), "ways": []})
                 continue
             found, refused = ways(m, wanted)
+            say(f"{frame['name']}, noise {noise:g}: {len(found)} ways, compared")
             size = len(m.frame(0).data)
             frame["family"] = m.transfer_syntax.family
             frame["megabytes"] = round(size / 1e6, 3)
@@ -119,10 +122,13 @@ def measure(
             frames.append(frame)
             parts.append((frame, list(found)))
             runs |= {f"{len(frames)} {label(*way)}": run for way, run in found.items()}
-    times = iter(interleaved(runs, rounds).values())
+    times, ended = interleaved(runs, rounds)
+    keys = iter(runs)
     for frame, listed in parts:
-        frame["ways"] = [way_figures(*way, next(times), rows * columns) for way in listed]
+        timed = [(way, times.get(next(keys))) for way in listed]
+        frame["ways"] = [way_figures(*way, own, rows * columns) for way, own in timed if own]
     return {
+        **({"ended": True} if ended else {}),
         "machine": machine(),
         "rounds": rounds,
         "shape": [rows, columns],
@@ -208,25 +214,41 @@ def _rate(rate: float, frame: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=3328)
-    parser.add_argument("--columns", type=int, default=2560)
-    parser.add_argument(
-        "--noises", type=float, nargs="+", default=[1.0, 2.0], help="others than the first: J2K"
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="transfer syntaxes:\n"
+        + "\n".join(f"  {uid:<24} {each.name}" for uid, each in SYNTAXES.items()),
+        formatter_class=Help,
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--syntaxes", nargs="+", default=list(SYNTAXES), metavar="UID")
+    parser.add_argument("--rows", type=whole, default=3328, help="of the phantom")
+    parser.add_argument("--columns", type=whole, default=2560, help="of the phantom")
+    parser.add_argument(
+        "--noises",
+        type=positive,
+        nargs="+",
+        default=[1.0, 2.0],
+        help="of the phantom; others than the first: JPEG 2000 alone",
+    )
+    parser.add_argument("--rounds", type=whole, default=7, help="after one that warms up")
+    parser.add_argument(
+        "--syntaxes",
+        nargs="+",
+        metavar="UID",
+        help="of the list below (default: all)",
+    )
     parser.add_argument("--save", action="store_true", help="write bench/results/decode.json")
     options = parser.parse_args(arguments)
-    if unknown := [uid for uid in options.syntaxes if uid not in SYNTAXES]:
+    uids = options.syntaxes or list(SYNTAXES)
+    if unknown := [uid for uid in uids if uid not in SYNTAXES]:
         parser.error(f"--syntaxes: {', '.join(unknown)} are none; there are {', '.join(SYNTAXES)}")
-    result = measure(
-        options.rows, options.columns, options.noises, options.rounds, options.syntaxes
-    )
+    say(f"{len(uids)} transfer syntaxes: phantoms are written and compared first")
+    result = measure(options.rows, options.columns, options.noises, options.rounds, uids)
     show(result)
+    if result.pop("ended", False):
+        end_early(any(frame["ways"] for frame in result["frames"]))
     if options.save:
         print(save("decode", result))
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -6,13 +6,16 @@ import contextlib
 import hashlib
 import os
 import shutil
+import statistics
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import fastmammo.testing
 from fastmammo.dicom import SYNTAXES
+from fastmammo.dicom.source import looks_like_dicom
 from fastmammo.testing import phantom, write_dicom
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ def phantoms(cache: Path, of: Set) -> list[Path]:
     paths = [folder / f"{i}.dcm" for i in range(COUNT)]
     if all(path.is_file() for path in paths):
         return paths
+    print(f"{of.name}: phantoms are made, for all later runs: about half a minute", flush=True)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="making-") as making:
         for i, path in enumerate(paths):
@@ -109,24 +113,67 @@ def work_folder(cache: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def real_files(root: Path) -> dict[str, list[Path]]:
-    """Return files under a folder by transfer syntax: all, or so many, evenly taken.
+class Files(NamedTuple):
+    """Real files of one transfer syntax, and the median seconds that fastmammo takes for one."""
+
+    paths: list[Path]
+    seconds: float
+
+
+def real_files(root: Path) -> dict[str, Files]:
+    """Return DICOM files under a folder by transfer syntax: all, or so many, evenly taken.
+
+    Each is converted once, in full: one that fastmammo does not take would end all, so it is named
+    and left out.
 
     Raises:
         SystemExit: there are none that can be converted.
     """
-    every = sorted(root.rglob("*.dcm"))
-    found: dict[str, list[Path]] = {}
-    for path in every[:: max(1, len(every) // REAL)][:REAL]:
+    every = [path for path in sorted(root.rglob("*")) if path.is_file() and _is_dicom(path)]
+    chosen = every[:: max(1, len(every) // REAL)][:REAL]
+    if chosen:
+        print(f"{root}: {len(every)} DICOM files; {len(chosen)} are tried", flush=True)
+    convert = fastmammo.Preprocessor(size=(64, 32), scale="full", workers=1)
+    found: dict[str, dict[Path, float]] = {}
+    for path in chosen:
         try:
-            uid = fastmammo.read(path).transfer_syntax_uid
+            read = fastmammo.read(path)
+            if read.number_of_frames > 1:
+                print(f"{path} is left out: {read.number_of_frames} frames; wanted one image")
+                continue
+            start = time.perf_counter()
+            convert([path])
         except (fastmammo.FastMammoError, OSError) as error:
-            print(f"{path} is left out: {error}")
+            print(f"{path} is left out: {' '.join(str(error).split())}")
             continue
-        found.setdefault(uid, []).append(path)
+        found.setdefault(read.transfer_syntax_uid, {})[path] = time.perf_counter() - start
     if not found:
-        raise SystemExit(f"--root {root}: no file *.dcm there that can be converted")
+        raise SystemExit(f"--root {root}: no DICOM file there that fastmammo can convert")
+    # medians: the first of a syntax compiles, or loads what is compiled
+    return {uid: Files([*own], statistics.median(own.values())) for uid, own in found.items()}
+
+
+def _is_dicom(path: Path) -> bool:
+    """Return whether a file begins as DICOM does; one that is only called so is named."""
+    try:
+        with path.open("rb") as file:
+            found = looks_like_dicom(file.read(132))
+    except OSError as error:
+        print(f"{path} is left out: {error}")
+        return False
+    if not found and path.suffix.lower() == ".dcm":
+        print(f"{path} is left out: it is no DICOM")
     return found
+
+
+def even(sources: list[Path], workers: int) -> list[Path]:
+    """Return the sources that a turn is made of, the largest first: then the shortest end it.
+
+    Of more than there are processes, so many that these share them evenly.
+    """
+    count = len(sources) // workers * workers or len(sources)
+    chosen = [sources[i * len(sources) // count] for i in range(count)]
+    return sorted(chosen, key=lambda path: -path.stat().st_size)
 
 
 def linked(sources: list[Path], folder: Path, count: int, *, copies: bool = False) -> list[Path]:
@@ -140,7 +187,8 @@ def linked(sources: list[Path], folder: Path, count: int, *, copies: bool = Fals
     folder.mkdir(parents=True)
     if copies:
         mean = sum(path.stat().st_size for path in sources) // len(sources)
-        count = max(len(sources), min(count, COLD_BYTES // mean))
+        cycles = max(1, min(count, COLD_BYTES // mean) // len(sources))
+        count = cycles * len(sources)  # as many of each
     made = []
     for i in range(count):
         source = sources[i % len(sources)].resolve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import quartiles
 from contenders import STAND_IN, YARDSTICK
+from disturbed import disturbed
 from phantom_files import linked
 from usage import GpuMeter, copy_rate, cpu_seconds, drop_from_cache
 
@@ -31,20 +33,21 @@ class Settings:
     """How long and how often.
 
     seconds: that a turn takes, about.
-    limit_seconds: that decoders alone are timed for before and after each turn, and copying after.
     cold: whether files are dropped from the system's cache before each turn.
     """
 
     seconds: float
     rounds: int
-    limit_seconds: float
     cores: int
     cold: bool = False
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn of one contender; rates in images a second."""
+    """One turn of one contender; rates in images a second.
+
+    decode_only: None where nothing is decoded, or the round is not of those that time it.
+    """
 
     whole: float
     running: float
@@ -59,11 +62,12 @@ class Sample:
 
 def run(
     chosen: dict[str, Contender], compared: Compared, job: Job, settings: Settings, scratch: Path
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Let contenders take turns.
 
     Returns:
-        Figures by contender; and why those that failed on the way have none.
+        Figures by contender; why those that failed on the way have none; and what tells that the
+        machine did other work meanwhile.
     """
     counts = {name: _count(job, compared.turns[name], settings) for name in chosen}
     files = job.sources
@@ -81,8 +85,9 @@ def run(
         for name in names[shift:] + names[:shift]:
             if name in failed:
                 continue
+            limit = number in (0, settings.rounds - 1)
             try:
-                sample = _sample(chosen[name], jobs[name], compared.turns[name], settings)
+                sample = _sample(chosen[name], jobs[name], compared.turns[name], settings, limit)
             except Exception as error:  # whatever a peer raises costs that peer
                 failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 _say(f"  round {number + 1}: {name} failed: {failed[name]}")
@@ -95,7 +100,13 @@ def run(
     for name, own in left.items():
         figures = _figures(chosen[name], jobs[name], own, left[base] if base else None)
         found[name] = {**figures, "ratio_to": base, "compared": compared.facts[name]}
-    return found, failed
+    computing = [
+        name
+        for name, each in chosen.items()
+        if not (each.gpu or each.way.start_included or settings.cold)
+    ]
+    possible = min(1.0, job.workers / settings.cores)
+    return found, failed, disturbed(found, computing, base, possible)
 
 
 def _say(line: str) -> None:
@@ -103,15 +114,28 @@ def _say(line: str) -> None:
 
 
 def _count(job: Job, first: Turn, settings: Settings) -> int:
-    """Return how many files fill a turn, by the fastest file of the first turn."""
+    """Return how many files fill a turn, by the fastest file of the first turn.
+
+    Each source is there equally often, and there are equally many for each process: with 7 files
+    two processes would take as long as with 8, and another mix of sources is other work.
+    """
     each = min(stages["total"] for stages in first.stages)
-    return max(round(settings.seconds / each * job.workers), 3 * job.workers, len(job.sources))
+    step = math.lcm(job.workers, len(job.sources))
+    fewest = -(-3 * job.workers // step)
+    return max(fewest, round(settings.seconds / each * job.workers / step)) * step
 
 
-def _sample(contender: Contender, job: Job, first: Turn, settings: Settings) -> Sample:
-    """Take one turn, and the limits right before and after it: a busy machine slows all alike."""
+def _sample(contender: Contender, job: Job, first: Turn, settings: Settings, limit: bool) -> Sample:
+    """Take one turn, and its limits right beside it.
+
+    Other work on the machine slows a contender of many processes, or of much memory, more than
+    another, and changes within seconds: so the turn's own files are decoded, half of them before
+    it and half after it, with nothing between.
+    """
     way = contender.way
-    alone = [way.decode_only(job, first, settings.limit_seconds)]
+    half = len(job.files) // (2 * job.workers) * job.workers
+    parts = [replace(job, files=job.files[:half]), replace(job, files=job.files[half:])]
+    alone = [_alone(contender, parts[0], first, settings)] if limit else []
     shutil.rmtree(job.out, ignore_errors=True)
     job.out.mkdir()
     if not way.start_included:
@@ -126,20 +150,32 @@ def _sample(contender: Contender, job: Job, first: Turn, settings: Settings) -> 
     share = (cpu_seconds() - used) / (taken * settings.cores)
     count = len(job.files)
     running = turn.running_per_second or count / taken
-    alone.append(way.decode_only(job, turn, settings.limit_seconds))
-    copied = sum(job.own.everywhere(copy_rate, min(0.3, settings.limit_seconds)))
+    if limit:
+        alone.append(_alone(contender, parts[1], turn, settings))
+    decoded = [each for each in alone if each is not None]
+    copied = sum(job.own.everywhere(copy_rate, min(0.3, settings.seconds / 8)))
     sizes = [(job.out / f"{path.stem}.png").stat().st_size for path in job.files]
     return Sample(
         whole=count / taken,
         running=running,
         start_seconds=taken - count / running if way.start_included else job.peers.start_seconds,
-        decode_only=statistics.fmean(rates) if (rates := [r for r in alone if r]) else None,
+        decode_only=(
+            sum(frames for frames, _ in decoded) / sum(seconds for _, seconds in decoded)
+            if decoded
+            else None
+        ),
         copy_bytes_per_second=copied,
         cpu_share=share,
         gpu_share=gpu.share,
         turn=turn,
         output_bytes=statistics.fmean(sizes),
     )
+
+
+def _alone(
+    contender: Contender, job: Job, turn: Turn, settings: Settings
+) -> tuple[int, float] | None:
+    return contender.way.decode_only(job, turn, settings.seconds / 2) if job.files else None
 
 
 def _figures(
@@ -163,6 +199,7 @@ def _figures(
         "files": len(job.files),
         "start_included": contender.way.start_included,
         "images_per_second": quartiles([each.whole for each in own]),
+        "rates": [round(each.whole, 3) for each in own],
         "running_per_second": quartiles([each.running for each in own]),
         "start_seconds": round(start, 2),
         "with_start_per_second": round(len(job.files) / (start + len(job.files) / running), 2),

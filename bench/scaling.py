@@ -7,8 +7,8 @@ worker processes (1, 2, 4, ..., cores, twice the cores), start included; of `Pre
 size and by threads; and seconds of `convert` by number of files, to which start + files x time is
 fitted, each weighted by its own seconds. `convert` is called in a process that has imported it;
 what that import costs a command is told beside. Last, a second run over many finished files: the
-seconds until it says that nothing is to do. All cases take turns in every round; about three
-minutes on two cores.
+seconds until it says that nothing is to do. All cases take turns in every round; under three
+minutes on two quiet cores. Ctrl-C ends it with what was measured, and saves nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from common import machine, save
+from arguments import Help, pair, whole
+from common import end_early, machine, save, say, script, span
 
 import fastmammo
 from fastmammo.testing import phantom, write_dicom
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 JPEG2000 = "1.2.840.10008.1.2.4.90"
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 4, 16, 48)
 THREADS_BATCH = 16
 """Of the runs by threads."""
-COUNTS = (8, 32, 128, 512)
+COUNTS = (8, 32, 128)
 RESUMED = 2000
 _TINY = (104, 80)
 """Rows and columns of the files of the second run: none is opened."""
@@ -80,6 +81,8 @@ def convert(src: Path, out: Path, config: fastmammo.Config, workers: int, kept: 
     start = time.perf_counter()
     summary = fastmammo.convert(src, out, config=config, options=options)
     taken = time.perf_counter() - start
+    if summary.signal:  # `convert` took it for its own: it was meant for all of us
+        raise KeyboardInterrupt
     if summary.ok != summary.files or summary.kept != kept:
         raise SystemExit(summary.text())
     return taken
@@ -109,6 +112,7 @@ def cases(
 ) -> dict[tuple[str, int], tuple[int, Callable[[], float]]]:
     """Return {(kind, number): (files, what takes and returns seconds)}."""
     config = fastmammo.Config(size=options.output)
+    say("phantoms are written, and a folder is converted for the second run")
     sources = phantoms(work / "phantoms", *options.size)
     folders = {
         count: linked(sources, work / f"{count}-files", count)
@@ -144,10 +148,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         chosen = cases(Path(name), options, cores)
         for kind in ("batch", "import"):  # compiles, and reads every file once
             next(run for key, (_, run) in chosen.items() if key[0] == kind)()
-        for number in range(options.rounds):
-            for key, (_, run) in chosen.items():
-                seconds[key].append(run())
-                print(f"round {number + 1}: {' '.join(map(str, key))}", file=sys.stderr)
+        key, (count, run) = next(each for each in chosen.items() if each[0][0] == "batch")
+        say(f"about {span(options.rounds * expected(chosen, run() / count, cores))} to go")
+        ended = False
+        try:
+            for number in range(options.rounds):
+                for key, (count, run) in chosen.items():
+                    seconds[key].append(run())
+                    say(told(number, key, count, seconds[key][-1]))
+        except KeyboardInterrupt:
+            if not any(seconds.values()):
+                raise
+            ended = True
     found: dict[str, Any] = {
         "machine": machine(),
         "rounds": options.rounds,
@@ -156,11 +168,37 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "cores": cores,
         "file_cache": "warm",
     }
+    if ended:
+        found["ended"] = True
     for (kind, number), values in seconds.items():
-        found.setdefault(kind, {})[str(number)] = figures(chosen[kind, number][0], values)
-    found["import"] = found["import"]["0"]
+        if values:
+            found.setdefault(kind, {})[str(number)] = figures(chosen[kind, number][0], values)
+    if "import" in found:
+        found["import"] = found["import"]["0"]
     found["fit"] = fitted({key: values for key, values in seconds.items() if key[0] == "files"})
     return found
+
+
+def expected(
+    chosen: dict[tuple[str, int], tuple[int, Callable[[], float]]], each: float, cores: int
+) -> float:
+    """Return about how long a round takes, of the seconds a file that all cores take.
+
+    A start of `convert` is some two seconds, as are the import and the second run.
+    """
+    total = 0.0
+    for (kind, number), (files, _) in chosen.items():
+        busy = min(number, cores) if kind in ("workers", "threads") else cores
+        working = kind in ("workers", "threads", "batch", "files")
+        total += files * each * cores / busy if working else 0.0
+        total += 0.0 if kind in ("batch", "threads") else 2.0
+    return total
+
+
+def told(number: int, key: tuple[str, int], files: int, seconds: float) -> str:
+    """Return a line of progress."""
+    rate = f", {files / seconds:.1f} images/s" if files and key[0] != "resumed" else ""
+    return f"round {number + 1}: {key[0]} {key[1] or ''}: {seconds:.2f} s{rate}".replace(" :", ":")
 
 
 def figures(files: int, seconds: list[float]) -> dict[str, Any]:
@@ -181,6 +219,8 @@ def figures(files: int, seconds: list[float]) -> dict[str, Any]:
 def fitted(seconds: dict[tuple[str, int], list[float]]) -> dict[str, float]:
     """Return the start and the time a file of `convert`, by least squares of relative errors."""
     points = [(count, value) for (_, count), values in seconds.items() for value in values]
+    if not points:
+        return {}
     counts, taken = np.array(points, np.float64).T
     if len(set(counts)) < 2:
         return {}
@@ -204,6 +244,8 @@ def rows_of(result: dict[str, Any]) -> list[list[str]]:
     }
     rows = []
     for kind, name in names.items():
+        if kind not in result:
+            continue  # it was ended before
         first = next(iter(result[kind].values()))["images_per_second"]
         for number, own in result[kind].items():
             rate = own["images_per_second"]
@@ -220,8 +262,9 @@ def remarks(result: dict[str, Any]) -> str:
             f"`convert` takes {fit['start_seconds']:.2f} s and {fit['milliseconds_a_file']:.1f} ms "
             f"a file (at most {fit['largest_relative_error']:.0%} off)"
         )
-    parts.append(f"its import {result['import']['seconds']:.2f} s")
-    for number, own in result["resumed"].items():
+    if "import" in result:
+        parts.append(f"its import {result['import']['seconds']:.2f} s")
+    for number, own in result.get("resumed", {}).items():
         parts.append(
             f"a run that finds {int(number):,} files finished takes {own['seconds']:.2f} s"
         )
@@ -252,31 +295,30 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-def pair(text: str) -> tuple[int, int]:
-    """Return (rows, columns) of "3328x2560"."""
-    rows, _, columns = text.partition("x")
-    return int(rows), int(columns)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=Help)
     parser.add_argument("--size", type=pair, default=(3328, 2560), help="of the phantoms")
-    parser.add_argument("--output", type=pair, default=(1024, 512))
-    parser.add_argument("--files", type=int, default=64, help="by workers, batch and threads")
+    parser.add_argument("--output", type=pair, default=(1024, 512), help="rows x columns")
+    parser.add_argument("--files", type=whole, default=48, help="by workers, batch and threads")
     parser.add_argument(
-        "--steps", type=int, nargs="+", help="workers and threads, in place of 1, 2, 4, ..."
+        "--steps",
+        type=whole,
+        nargs="+",
+        help="workers and threads (default: 1, 2, 4, ..., cores, twice the cores)",
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="files of convert")
-    parser.add_argument("--resumed", type=int, default=RESUMED, help="finished files")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batches", type=whole, nargs="+", default=BATCHES, help="their sizes")
+    parser.add_argument("--counts", type=whole, nargs="+", default=COUNTS, help="files of convert")
+    parser.add_argument("--resumed", type=whole, default=RESUMED, help="finished files")
+    parser.add_argument("--rounds", type=whole, default=2, help="of all cases")
     parser.add_argument("--save", action="store_true", help="write bench/results/scaling.json")
     options = parser.parse_args(arguments)
     result = measure(options)
     show(result)
+    if result.pop("ended", False):
+        end_early(measured=True)
     if options.save:
         print(save("scaling", result))
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -8,6 +8,7 @@ reaches, as bytes read and written, in the same process and run. A stage whose a
 processor's cache may exceed 100 %. First one process works while the others wait, then all
 --processes (two) do the same stage at once: they share the memory's speed, as workers of `convert`
 do. glibc keeps freed memory in these processes, as in a worker. Stages take turns in every round.
+Ctrl-C ends it after the round under way, with what was measured; nothing is saved.
 """
 
 from __future__ import annotations
@@ -15,165 +16,37 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-import numpy as np
-from common import machine, quartiles, save
-
-import fastmammo
-from fastmammo.conversion.writers import encode_png, write_atomic
-from fastmammo.decoding import FrameDecoder
-from fastmammo.kernels import cpu
-from fastmammo.preprocess.resize import fit, taps
-from fastmammo.preprocess.roi import find_breast, roi_level
-from fastmammo.preprocess.voi import resampling_table, voi_table
-from fastmammo.testing import phantom, write_dicom
+from arguments import Help, pair, whole
+from common import end_early, machine, quartiles, save, say, script, span
+from stage_calls import COPY, stages, write_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from stage_calls import Stage
 
-    from fastmammo.dicom import Mammogram
-
-FILES = {"uncompressed": "1.2.840.10008.1.2.1", "JPEG 2000": "1.2.840.10008.1.2.4.90"}
-COPY = "copy"
-LEVELS = (1, 2, 3)
-RESAMPLED = (0, 1, 2)
 _LAP_SECONDS = 0.02
 """Short stages are repeated to fill it: two processes then truly work at once."""
 _LOST_SECONDS = 600.0
 _barrier: Any = None
 """Of this process and the others."""
+_stop: Any = None
+"""Set by the one that started them, to have all end after the round under way."""
+_last: Any = None
+"""Whether the round that begins is not to be run: rank 0 decides, for all."""
 _ENVIRONMENT = {  # as `conversion.worker` asks glibc for; one thread each
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1),
     "MALLOC_TOP_PAD_": str(64 << 20),
     **dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
 }
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What is timed; bytes: of its input and output, each once."""
-
-    run: Callable[[], object]
-    read: int
-    written: int
-
-
-def stages(folder: Path, size: tuple[int, int], copy_bytes: int) -> dict[str, Stage]:
-    """Return the stages of one image by name, the copy first."""
-    block, copied = np.ones(copy_bytes, np.uint8), np.zeros(copy_bytes, np.uint8)
-    found = {COPY: Stage(lambda: np.copyto(copied, block), block.nbytes, block.nbytes)}
-    m = fastmammo.read(folder / "uncompressed.dcm")
-    decoder = FrameDecoder(m)
-    levels = {0: decoder.at(0)}
-    found |= _levels(levels, decoder.first, decoder.last)
-    small = roi_level(m.rows, m.columns)
-    sought = decoder.at(small)
-    facts: dict[str, Any] = {
-        "level": small,
-        "rows": m.rows,
-        "columns": m.columns,
-        "first": decoder.first,
-        "last": decoder.last,
-        "inverted": False,
-        "padding": m.padding_range,
-        "margin_pixels": round(0.01 * max(m.rows, m.columns)),
-    }
-    box = find_breast(sought, **facts).box
-    found["find_breast"] = Stage(lambda: find_breast(sought, **facts), sought.nbytes, sought.size)
-    for bits in (8, 16):
-        found |= _outputs(m, levels, decoder.first, decoder.last, box, size, bits, folder)
-    for name in FILES:
-        path = folder / f"{name}.dcm"
-        found[f"read, {name}"] = Stage(
-            lambda path=path: fastmammo.read(path), path.stat().st_size, path.stat().st_size
-        )
-    return found
-
-
-def _levels(levels: dict[int, np.ndarray], first: int, last: int) -> dict[str, Stage]:
-    """Return the stages of the integer wavelet, and fill in the levels above 0."""
-    found = {}
-    values, kind = levels[0], np.dtype(np.uint16)
-    for level in LEVELS:
-        low = cpu.low_pass(values)
-        levels[level], _ = cpu.clip_to(low, first, last, 0, kind)
-        found[f"low_pass, level {level}"] = Stage(
-            lambda values=values: cpu.low_pass(values), values.nbytes, low.nbytes
-        )
-        found[f"clip_to, level {level}"] = Stage(
-            lambda low=low: cpu.clip_to(low, first, last, 0, kind), low.nbytes, levels[level].nbytes
-        )
-        values = low
-    return found
-
-
-def _outputs(
-    m: Mammogram,
-    levels: dict[int, np.ndarray],
-    first: int,
-    last: int,
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    bits: int,
-    folder: Path,
-) -> dict[str, Stage]:
-    """Return the stages from the tables to the file, for one depth of output."""
-    wanted: dict[str, Any] = {"first": first, "last": last, "bits": bits}
-    table, shades = resampling_table(m, **wanted), voi_table(m, **wanted).values
-    found = {
-        f"voi_table, {bits} bits": Stage(lambda: voi_table(m, **wanted), 0, shades.nbytes),
-        f"resampling_table, {bits} bits": Stage(
-            lambda: resampling_table(m, **wanted), 0, table.nbytes
-        ),
-    }
-    image = np.zeros(size, f"uint{bits}")
-    height, width = fit((box[2] - box[0], box[3] - box[1]), size)
-    for level in RESAMPLED:
-        made = _resampling(levels[level], first, table, box, level, image[:height, :width])
-        found[f"resample, level {level}, {bits} bits"] = made
-        made.run()
-    png = b"".join(map(bytes, encode_png(image)))
-    out, partial = (str(folder / f"{os.getpid()}-{bits}{end}") for end in (".png", ".partial"))
-    found[f"encode PNG, {bits} bits"] = Stage(lambda: encode_png(image), image.nbytes, len(png))
-    found[f"write PNG, {bits} bits"] = Stage(
-        lambda: write_atomic(out, [png], partial), len(png), len(png)
-    )
-    return found
-
-
-def _resampling(
-    pixels: np.ndarray,
-    first: int,
-    table: np.ndarray,
-    box: tuple[int, int, int, int],
-    level: int,
-    out: np.ndarray,
-) -> Stage:
-    """Return the resampling of a breast's box from one level."""
-    row_taps = taps(pixels.shape[0], box[0], box[2], out.shape[0], level)
-    column_taps = taps(pixels.shape[1], box[1], box[3], out.shape[1], level)
-    covered = [int((t.starts + t.counts).max() - t.starts.min()) for t in (row_taps, column_taps)]
-    return Stage(
-        lambda: cpu.resample(pixels, first, table, row_taps, column_taps, out),
-        covered[0] * covered[1] * pixels.itemsize + table.nbytes,
-        out.nbytes,
-    )
-
-
-def write_files(folder: Path, rows: int, columns: int) -> None:
-    """Write one phantom in each syntax that is read."""
-    made = phantom(rows, columns, seed=1)
-    for name, uid in FILES.items():
-        write_dicom(made.pixels, path=folder / f"{name}.dcm", transfer_syntax_uid=uid)
 
 
 def take_part(
@@ -196,7 +69,18 @@ def _samples(rank: int, chosen: dict[str, Stage], rounds: int) -> dict[str, Any]
         taken = time.perf_counter() - start
         repeats[name] = max(1, min(100, round(_LAP_SECONDS / max(taken, 1e-6))))
         found[name] = {"read": stage.read, "written": stage.written, "alone": [], "together": []}
-    for _ in range(rounds):
+        found[name]["first"] = taken
+    lap = sum(max(_LAP_SECONDS, each["first"]) for each in found.values())
+    if not rank:
+        # alone, then together, and each waits for the slowest
+        say(f"{len(found)} stages, {rounds} rounds: about {span(2.2 * lap * rounds)}")
+    for number in range(rounds):
+        if not rank:
+            _last.value = _stop.is_set()
+        _barrier.wait(_LOST_SECONDS)
+        if _last.value:
+            break
+        begun = time.perf_counter()
         for name, stage in chosen.items():
             for kind in ("alone", "together"):
                 _barrier.wait(_LOST_SECONDS)
@@ -206,12 +90,26 @@ def _samples(rank: int, chosen: dict[str, Stage], rounds: int) -> dict[str, Any]
                 for _ in range(repeats[name]):
                     stage.run()
                 found[name][kind].append((time.perf_counter() - start) / repeats[name] * 1e3)
+        if not rank:
+            say(_told(number + 1, rounds, time.perf_counter() - begun, found))
     return found
 
 
-def _join(barrier: Any) -> None:
-    global _barrier
-    _barrier = barrier
+def _told(number: int, rounds: int, seconds: float, found: dict[str, Any]) -> str:
+    """Return a round's line: its seconds, and how fast memory was copied."""
+    own = found[COPY]
+    rates = (
+        f"{(own['read'] + own['written']) / own[kind][-1] / 1e6:.1f} GB/s {kind}"
+        for kind in ("alone", "together")
+    )
+    return f"round {number} of {rounds}: {seconds:.1f} s; memory copied at {', '.join(rates)}"
+
+
+def _join(barrier: Any, stop: Any, last: Any) -> None:
+    global _barrier, _stop, _last
+    _barrier, _stop, _last = barrier, stop, last
+    # a Ctrl-C reaches the whole group: who has started us tells us when to end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def measure(
@@ -219,21 +117,35 @@ def measure(
 ) -> dict[str, Any]:
     """Time the stages in processes of their own and return the figures."""
     context = multiprocessing.get_context("spawn")  # glibc reads its variables at the start
+    stop = context.Event()
     with (
         tempfile.TemporaryDirectory() as name,
         patch.dict(os.environ, _ENVIRONMENT),
         ProcessPoolExecutor(
-            processes, context, initializer=_join, initargs=(context.Barrier(processes),)
+            processes,
+            context,
+            initializer=_join,
+            initargs=(context.Barrier(processes), stop, context.Value("b", False)),
         ) as pool,
     ):
         write_files(Path(name), rows, columns)
         given = (Path(name), size, rounds, copy_mb << 20)
         # who takes the first waits for the others: each process has one
         parts = [pool.submit(take_part, rank, *given) for rank in range(processes)]
-        wait(parts)
+        try:
+            wait(parts)
+        except KeyboardInterrupt:
+            stop.set()
+            say("ending after this round")
+            wait(parts)
+            if any(part.exception() for part in parts):
+                raise  # they had not begun: such processes end by Ctrl-C themselves
         parts.sort(key=lambda part: isinstance(part.exception(), threading.BrokenBarrierError))
         samples = [part.result() for part in parts]  # its own error before those of who waited
+    if not any(each[COPY]["alone"] for each in samples):
+        raise KeyboardInterrupt  # before the first round
     return {
+        **({"ended": True} if stop.is_set() else {}),
         "machine": machine(),
         "rounds": rounds,
         "processes": processes,
@@ -310,28 +222,25 @@ def table(result: dict[str, Any]) -> str:
     )
 
 
-def pair(text: str) -> tuple[int, int]:
-    """Return (rows, columns) of "3328x2560"."""
-    rows, _, columns = text.partition("x")
-    return int(rows), int(columns)
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=Help)
     parser.add_argument("--size", type=pair, default=(3328, 2560), help="of the phantom")
-    parser.add_argument("--output", type=pair, default=(1024, 512))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processes", type=int, default=2, help="that work at once")
-    parser.add_argument("--copy-mb", type=int, default=64, help="MiB of the block that is copied")
+    parser.add_argument("--output", type=pair, default=(1024, 512), help="rows x columns")
+    parser.add_argument("--rounds", type=whole, default=7, help="of all stages")
+    parser.add_argument("--processes", type=whole, default=2, help="that work at once")
+    parser.add_argument("--copy-mb", type=whole, default=64, help="MiB of the block that is copied")
     parser.add_argument("--save", action="store_true", help="write bench/results/stages.json")
     options = parser.parse_args(arguments)
+    say("files are written, and every stage is run once: a few seconds")
     result = measure(
         *options.size, options.output, options.rounds, options.processes, options.copy_mb
     )
     show(result)
+    if result.pop("ended", False):
+        end_early(measured=True)
     if options.save:
         print(save("stages", result))
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -1,9 +1,10 @@
 """Print the README's tables from the committed results: no figure there is typed by hand.
 
-    python bench/table.py [--write README.md] [--picture bench/results/throughput.svg]
+    python bench/table.py [--write README.md bench/README.md]
+                          [--picture bench/results/throughput.svg]
 
 A section is what stands between `<!-- table: NAME -->` and `<!-- end of NAME -->`; --write puts
-each into the file's own section. --picture draws the throughput (it needs matplotlib).
+each into the file that has it. --picture draws the throughput (it needs matplotlib).
 """
 
 from __future__ import annotations
@@ -252,7 +253,7 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
     "balancing": balancing,
     "training-data": training_data,
 }
-for _name in ("transcode", "scaling", "stages"):  # whose scripts make their tables
+for _name in ("transcode", "decode", "stages", "scaling"):  # whose scripts make their tables
     if (RESULTS / f"{_name}.json").is_file():
         SECTIONS[_name] = partial(of_script, _name)
 
@@ -264,25 +265,30 @@ def section(name: str, text: str) -> re.Match[str] | None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", type=Path, help="a file whose sections to bring up to date")
+    parser.add_argument(
+        "--write", type=Path, nargs="+", default=[], help="files whose sections to bring up to date"
+    )
     parser.add_argument("--picture", type=Path, help="an SVG or PNG to draw of the throughput")
     options = parser.parse_args(arguments)
     if options.picture:
         throughput_tables.picture(load("throughput"), options.picture)
-        if options.write is None:
+        if not options.write:
             return
-    text = options.write.read_text(encoding="utf-8") if options.write else ""
+    texts = {path: path.read_text(encoding="utf-8") for path in options.write}
     for name, make in SECTIONS.items():
         lines = "\n".join(make()) + "\n"
-        if options.write is None:
+        if not texts:
             print(f"<!-- table: {name} -->\n{lines}<!-- end of {name} -->\n")
             continue
-        found = section(name, text)
-        if found is None:
-            raise SystemExit(f"{options.write} has no section {name}")
-        text = text[: found.start(1)] + lines + text[found.end(1) :]
-    if options.write is not None:
-        options.write.write_text(text, encoding="utf-8")
+        homes = [path for path, text in texts.items() if section(name, text)]
+        if not homes:
+            raise SystemExit(f"no section {name} in {', '.join(map(str, texts))}")
+        for path in homes:
+            found = section(name, texts[path])
+            assert found
+            texts[path] = texts[path][: found.start(1)] + lines + texts[path][found.end(1) :]
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

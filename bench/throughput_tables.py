@@ -6,6 +6,8 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from disturbed import BEYOND, beyond
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,6 +26,13 @@ STAGES = {  # Okabe and Ito's colours, which the colour-blind tell apart
     "encode": "#56b4e9",
     "write": "#d55e00",
 }
+SHORT = {
+    "JPEG 2000 Lossless": "J2K",
+    "JPEG Lossless SV1": "JPEG lossless",
+    "HTJ2K Lossless": "HTJ2K",
+    "Explicit VR Little Endian": "raw",
+}
+"""Transfer syntaxes in the heads of columns."""
 OURS, YARDSTICK, PEER = "#0072b2", "#444444", "#b0b0b0"
 
 
@@ -36,6 +45,14 @@ def order(result: dict[str, Any]) -> list[str]:
         return next((i for i, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
 
     return sorted(names, key=rank)
+
+
+def short(name: str) -> str:
+    """Return a set's name for the head of a column."""
+    for syntax, word in SHORT.items():
+        if syntax in name and f"{syntax} " not in name:  # "HTJ2K Lossless RPCL" is another one
+            name = name.replace(syntax, word)
+    return name.replace(", ", " ")
 
 
 def _rows(heads: list[str], rows: list[list[str]]) -> list[str]:
@@ -57,18 +74,22 @@ def table(result: dict[str, Any]) -> str:
     ]
     machine = result["machine"]
     copied = found["copy_gigabytes_per_second"]["median"]
+    marked = any(beyond(found["contenders"][row[0]]) for row in bounds)
+    why = result.get("disturbed_why", [])
     absent = [*result["missing"], *(name for one in sets.values() for name in one["wrong"])]
     return "\n".join(
         [
-            *_rows([f"images/s (times {baseline or 'nothing'})", *sets], rates),
+            *_rows([f"images/s (times {baseline or 'nothing'})", *map(short, sets)], rates),
             "",
-            f"Of {first}:",
+            f"Of {first}"
+            + (f"; * faster than its decoder alone, above {BEYOND:.0%}: no limit" if marked else "")
+            + ":",
             "",
             *_rows(
                 [
                     *("", "images/s (quartiles)", "running", "decoder alone", "share of it"),
-                    *("cores busy", "read + decoded + written, MB", "bound by copying"),
-                    "54,706 images, hours",
+                    *("cores busy", "MB read + decoded + written", "copying alone"),
+                    "hours for 54,706",
                 ],
                 bounds,
             ),
@@ -76,6 +97,7 @@ def table(result: dict[str, Any]) -> str:
             f"{result['workers']} processes, {result['rounds']} rounds of {result['seconds']:g} s; "
             f"file cache {result['file_cache']}; memory copied at {copied:.1f} GB/s, reading and "
             "writing; "
+            + (f"**not a quiet machine** ({'; '.join(why)}); " if why else "")
             + (f"not there: {', '.join(dict.fromkeys(absent))}; " if absent else "")
             + f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}; "
             f"`{result['command']}`.",
@@ -99,7 +121,7 @@ def _bounds(each: dict[str, Any]) -> list[str]:
         f"{rate['median']:.1f} ({rate['lower']:.1f} to {rate['upper']:.1f})",
         f"{each['running_per_second']['median']:.1f}",
         f"{alone['median']:.1f}" if alone else "–",
-        f"{each['share_of_decode_only']['median']:.0%}" if alone else "–",
+        f"{each['share_of_decode_only']['median']:.0%}{'*' * beyond(each)}" if alone else "–",
         f"{each['cpu_share']['median']:.0%}",
         " + ".join(f"{value / 1e6:.1f}" for value in each["bytes_an_image"].values()),
         f"{each['copy_bound_per_second']['median']:.0f}",
@@ -163,7 +185,8 @@ def picture(result: dict[str, Any], path: Path) -> None:
         machine = result["machine"]
         figure.suptitle(
             f"{machine['cpu']}, {result['workers']} processes on {machine['cores']} cores, "
-            f"{machine['date']}; fastmammo with the start of its workers, the others are warm",
+            f"{machine['date']}; fastmammo with the start of its workers, the others are warm"
+            + ("\nnot a quiet machine" if result.get("disturbed") else ""),
             fontsize=9,
         )
         note = f"bench/results/throughput.json {digest(result)}"

@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from arguments import Help, whole
 from common import machine, save
 
 import fastmammo
@@ -164,13 +165,17 @@ def span(counts: list[int | None]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=3328)
-    parser.add_argument("--columns", type=int, default=2560)
-    parser.add_argument("--files", type=int, default=48, help="files a turn, of four phantoms")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--height", type=int, default=1024, help="of the output; its width is half")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=Help)
+    parser.add_argument("--rows", type=whole, default=3328, help="of the phantoms")
+    parser.add_argument("--columns", type=whole, default=2560, help="of the phantoms")
+    parser.add_argument("--files", type=whole, default=48, help="files a turn, of four phantoms")
+    parser.add_argument("--rounds", type=whole, default=3, help="of all turns")
+    parser.add_argument(
+        "--workers", type=whole, default=len(os.sched_getaffinity(0)), help="processes"
+    )
+    parser.add_argument(
+        "--height", type=whole, default=1024, help="of the output; its width is half"
+    )
     parser.add_argument("--save", action="store_true", help="write bench/results/transcode.json")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:

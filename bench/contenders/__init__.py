@@ -30,6 +30,7 @@ JPEG = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 JPEG_LS = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (80, 81))
 COMPRESSED = J2K | HTJ2K | JPEG | JPEG_LS | {"1.2.840.10008.1.2.5"}
 NATIVE = ALL - COMPRESSED
+LEVELS = J2K | HTJ2K
 GPU_JPEG = JPEG - {"1.2.840.10008.1.2.4.51"}  # no 12 bits
 
 ORDINARY = ("cv2", "pylibjpeg", "openjpeg")
@@ -47,14 +48,14 @@ class Contender:
     needs: modules that must be installed.
     syntaxes: transfer syntaxes that it can decode.
     gpu: whether it needs one.
-    quick: whether it is part of the default run.
+    quick: transfer syntaxes of which it is part of the default run.
     """
 
     way: Way
     needs: tuple[str, ...] = ()
     syntaxes: frozenset[str] = ALL
     gpu: bool = False
-    quick: bool = False
+    quick: frozenset[str] = frozenset()
 
     def missing(self) -> str | None:
         """Return what is lacking here to run it, or None."""
@@ -64,6 +65,10 @@ class Contender:
         if isinstance(self.way, Ours) and (reason := self.way.missing()):
             return reason
         return gpu_missing() if self.gpu else None
+
+    def default(self, uid: str) -> bool:
+        """Return whether it is part of the default run; what needs a GPU is, where one is."""
+        return self.gpu or uid in self.quick
 
     def refuses(self, uid: str) -> str | None:
         """Return why it cannot take a transfer syntax, or None."""
@@ -96,19 +101,17 @@ def _backends() -> dict[str, Contender]:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "ordinary": Contender(Ordinary("pylibjpeg"), ORDINARY, ALL, quick=True),
-    "fastmammo auto": Contender(Ours("auto"), quick=True),
-    "fastmammo full": Contender(Ours("full"), quick=True),
-    "fastmammo auto, half height": Contender(Ours("auto", share=0.5), quick=True),
+    "ordinary": Contender(Ordinary("pylibjpeg"), ORDINARY, ALL, quick=ALL),
+    "fastmammo auto": Contender(Ours("auto"), quick=ALL),
+    "fastmammo full": Contender(Ours("full"), quick=ALL),
+    "fastmammo auto, half height": Contender(Ours("auto", share=0.5), quick=LEVELS),
     **_backends(),
-    "ordinary + GDCM": Contender(
-        Ordinary("gdcm"), ("gdcm", *ORDINARY), J2K | JPEG | JPEG_LS, quick=True
-    ),
+    "ordinary + GDCM": Contender(Ordinary("gdcm"), ("gdcm", *ORDINARY), J2K | JPEG | JPEG_LS),
     "ordinary + dicomsdl": Contender(
-        Ordinary("dicomsdl"), ("dicomsdl", *ORDINARY), ALL - HTJ2K, quick=True
+        Ordinary("dicomsdl"), ("dicomsdl", *ORDINARY), ALL - HTJ2K, quick=LEVELS
     ),
     "ordinary + imagecodecs": Contender(
-        Ordinary("imagecodecs"), ORDINARY, J2K | HTJ2K | JPEG | JPEG_LS, quick=True
+        Ordinary("imagecodecs"), ORDINARY, J2K | HTJ2K | JPEG | JPEG_LS, quick=ALL
     ),
     "ordinary + SimpleITK": Contender(Ordinary("simpleitk"), ("SimpleITK", *ORDINARY)),
     "ordinary + Pillow": Contender(Ordinary("pillow"), ORDINARY, J2K),

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from contenders.processes import die_with_parent
 from contenders.turns import Turn, digest, rate_of
 
 if TYPE_CHECKING:
@@ -29,11 +31,14 @@ class Reader:
     """The source of a pipeline: batch number → codestreams, inversions, windows and bits."""
 
     def __init__(self, paths: list[str], batch: int) -> None:
-        self.paths, self.batch = paths, batch
+        self.paths, self.batch, self._begun = paths, batch, False
 
     def __call__(self, info: Any) -> tuple[list[np.ndarray[Any, Any]], ...]:
         import numpy as np
 
+        if not self._begun:  # in a process that DALI has started
+            die_with_parent()
+            self._begun = True
         start = info.iteration * self.batch
         chosen = self.paths[start : start + self.batch]
         if not chosen:
@@ -197,7 +202,9 @@ class Dali:
     start_included = True
 
     def turn(self, job: Job) -> Turn:
-        shares = [job.files[i :: job.workers] for i in range(job.workers)]
+        # neighbours in a row: each process has all sources, and as often as the others have
+        ends = [i * len(job.files) // job.workers for i in range(job.workers + 1)]
+        shares = [job.files[first:end] for first, end in pairwise(ends)]
         tasks = [
             (
                 [str(path) for path in share],
@@ -224,9 +231,11 @@ class Dali:
     def _threads(self) -> int:
         return min(4, self.batch)
 
-    def decode_only(self, job: Job, turn: Turn, seconds: float) -> float | None:
+    def decode_only(self, job: Job, turn: Turn, seconds: float) -> tuple[int, float] | None:
         paths = [str(path) for path in job.sources]
-        return rate_of(job.peers.everywhere(decode_for, paths, self.batch, self._threads, seconds))
+        done = job.peers.everywhere(decode_for, paths, self.batch, self._threads, seconds)
+        frames = sum(count for count, _ in done)
+        return frames, frames / rate_of(done)
 
     def digests(self, job: Job) -> list[str] | None:
         return job.peers.map(stored_digests, [[str(path) for path in job.sources]])[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contenders.decoders import DECODERS
-from contenders.turns import Turn, digest, rate_of
+from contenders.turns import Turn, digest, side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 Decoder = Any
 """A name of `DECODERS`, or a function of a module that processes can import."""
+_warm: set[tuple[Decoder, str]] = set()
+"""Who has decoded which transfer syntax in this process, and imported what that needs."""
 
 
 def decoder_of(decoder: Decoder) -> Callable[..., Any]:
@@ -89,26 +90,22 @@ def stored_digest(task: tuple[str, Decoder]) -> str:
     return digest(decoder_of(decoder)(path, pydicom.dcmread(path)))
 
 
-def decode_for(paths: list[str], decoder: Decoder, seconds: float) -> tuple[int, float]:
-    """Decode files, whose headers are read beside the clock, for so long.
-
-    Returns:
-        How many, and the seconds that the decoder took.
-    """
+def decode_seconds(task: tuple[str, Decoder]) -> float:
+    """Return the seconds that a decoder takes for a file, which is read beside the clock."""
     import pydicom
 
     warnings.filterwarnings("ignore")
-    files = {path: Path(path).read_bytes() for path in paths}
-    first = os.getpid() % len(paths)  # processes side by side are not to be at the same frame
-    count, busy = 0, 0.0
-    while busy < seconds:
-        path = paths[(first + count) % len(paths)]
-        ds = pydicom.dcmread(BytesIO(files[path]))
+    path, decoder = task
+    data = Path(path).read_bytes()
+    while True:
+        ds = pydicom.dcmread(BytesIO(data))
         start = time.perf_counter()
         decoder_of(decoder)(path, ds)
-        busy += time.perf_counter() - start
-        count += 1
-    return count, busy
+        taken = time.perf_counter() - start
+        key = decoder, str(ds.file_meta.TransferSyntaxUID)
+        if key in _warm:
+            return taken
+        _warm.add(key)
 
 
 @dataclass(frozen=True)
@@ -127,14 +124,14 @@ class Ordinary:
         decoded = sum(count for _, count in done) / len(done)
         return Turn([stages for stages, _ in done], decoded, decoder=f"{self.decoder}, level 0")
 
-    def decode_only(self, job: Job, turn: Turn, seconds: float) -> float | None:
+    def decode_only(self, job: Job, turn: Turn, seconds: float) -> tuple[int, float] | None:
         import pydicom
 
         header = pydicom.dcmread(job.sources[0], stop_before_pixels=True)
         if not header.file_meta.TransferSyntaxUID.is_compressed:
             return None
-        paths = list(map(str, job.sources))
-        return rate_of(job.peers.everywhere(decode_for, paths, self.decoder, seconds))
+        tasks = [(str(path), self.decoder) for path in job.files]
+        return side_by_side(job.peers.map(decode_seconds, tasks), job.workers)
 
     def digests(self, job: Job) -> list[str] | None:
         return job.peers.map(stored_digest, [(str(path), self.decoder) for path in job.sources])

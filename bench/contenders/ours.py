@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import csv
-import os
+import signal
 import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count as numbers
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import fastmammo
-from contenders.turns import Turn, digest, rate_of, running_rate
+from contenders.turns import Turn, digest, running_rate, side_by_side
 from fastmammo.conversion.in_hand import IN_HAND
 from fastmammo.decoding import BACKENDS, FrameDecoder
 
 if TYPE_CHECKING:
     from contenders.turns import Job
+
+
+_warm: set[tuple[str, str]] = set()
+"""Who has decoded which transfer syntax in this process, and loaded what is compiled."""
 
 
 class Plan(NamedTuple):
@@ -71,6 +75,8 @@ class Ours:
             options=fastmammo.ConvertOptions(workers=workers),
             progress=lambda *_: moments.append(time.perf_counter()),
         )
+        if summary.signal:  # `convert` took it for its own: it was meant for all of us
+            _end_by(summary.signal)
         if summary.failed or summary.ok != len(job.files):
             raise RuntimeError(summary.text())
         stages = [
@@ -105,13 +111,14 @@ class Ours:
         )
         return Plan(str(source), list(dict.fromkeys(levels)), decoded)
 
-    def decode_only(self, job: Job, turn: Turn, seconds: float) -> float | None:
+    def decode_only(self, job: Job, turn: Turn, seconds: float) -> tuple[int, float] | None:
         plans: list[Plan] = turn.plan
         if "numpy" in turn.decoder:
             return None  # uncompressed: there is nothing to decode
         if self.device == "cuda":
             return decode_on_gpu(plans, self.backend, seconds)
-        return rate_of(job.own.everywhere(decode_for, plans, self.backend, seconds))
+        tasks = [(plans[int(path.stem) % len(plans)], self.backend) for path in job.files]
+        return side_by_side(job.own.map(decode_seconds, tasks), job.own.count)
 
     def digests(self, job: Job) -> list[str] | None:
         tasks = [(str(path), self.backend, self.device) for path in job.sources]
@@ -134,24 +141,30 @@ def _table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def decode_for(plans: list[Plan], backend: str, seconds: float) -> tuple[int, float]:
-    """Decode frames that lie in memory for so long; return how many, and the seconds it took."""
-    opened = [(fastmammo.read(Path(each.path).read_bytes()), each.levels) for each in plans]
-    first = os.getpid() % len(opened)  # processes side by side are not to be at the same frame
-    count, busy = -1, 0.0  # the first one loads what is compiled
-    while busy < seconds:
-        mammogram, levels = opened[(first + count) % len(opened)]
+def _end_by(number: int) -> NoReturn:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+def decode_seconds(task: tuple[Plan, str]) -> float:
+    """Return the seconds that a decoder takes for a plan's levels; the file lies in memory."""
+    plan, backend = task
+    mammogram = fastmammo.read(Path(plan.path).read_bytes())
+    key = backend, mammogram.transfer_syntax_uid
+    while True:
         start = time.perf_counter()
         decoder = FrameDecoder(mammogram, backend=backend)
-        for level in levels:
+        for level in plan.levels:
             decoder.at(level)
-        busy = busy + time.perf_counter() - start if count >= 0 else 0.0
-        count += 1
-    return count, busy
+        taken = time.perf_counter() - start
+        if key in _warm:
+            return taken
+        _warm.add(key)
 
 
-def decode_on_gpu(plans: list[Plan], backend: str, seconds: float) -> float:
-    """Return frames/s of a GPU's decoder with as many frames in hand as `convert` has."""
+def decode_on_gpu(plans: list[Plan], backend: str, seconds: float) -> tuple[int, float]:
+    """Return frames and seconds of a GPU's decoder with as many in hand as `convert` has."""
     import cupy
 
     from fastmammo.decoding.frames_in_flight import Decoder
@@ -180,8 +193,8 @@ def decode_on_gpu(plans: list[Plan], backend: str, seconds: float) -> float:
                 start = time.perf_counter()
                 done = sum(threads.map(work, [start + length] * IN_HAND))
                 cupy.cuda.Device().synchronize()
-                rate = done / (time.perf_counter() - start)
+                taken = time.perf_counter() - start
     finally:
         if flight is not None:
             flight.close()
-    return rate
+    return done, taken

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -27,11 +29,28 @@ KEEP_MEMORY = {
 LIMIT_SECONDS = 900.0
 """For one call: a decoder that hangs must not hang the benchmark."""
 
+_PR_SET_PDEATHSIG = 1
 _together: Any = None
+
+
+def die_with_parent() -> None:
+    """Have the system kill this process with the one that started it, even by SIGKILL (prctl(2)).
+
+    Without it the processes of a killed benchmark would wait, and keep their memory, for good.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return  # nobody's child: of a shell, which may end before
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent.pid:
+        os._exit(1)  # it died before we asked
 
 
 def _begin(barrier: Any) -> None:
     global _together
+    die_with_parent()
+    # a Ctrl-C reaches the whole group: the benchmark ends, and ends its processes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _together = barrier
 
 
@@ -63,6 +82,7 @@ class Processes:
         self._environment = dict(environment or {})
         self._pool: ProcessPoolExecutor | None = None
         self._children: list[Any] = []
+        self._others: set[Any] = set()
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Return the function's result for each item, in order.
@@ -94,29 +114,33 @@ class Processes:
         begun = time.perf_counter()
         context = multiprocessing.get_context("spawn")  # no threads or locks of ours come along
         barrier = context.Barrier(self.count)
-        before = set(multiprocessing.active_children())
+        self._others = set(multiprocessing.active_children())
         self._pool = ProcessPoolExecutor(self.count, context, _begin, (barrier,))
         with _environment(self._environment):
             self.everywhere(self._load)
-        self._children = [p for p in multiprocessing.active_children() if p not in before]
+        self._children = self._started()
         self.start_seconds = time.perf_counter() - begun
         return self._pool
+
+    def _started(self) -> list[Any]:
+        return [p for p in multiprocessing.active_children() if p not in self._others]
 
     def close(self, *, kill: bool = False) -> None:
         """End the processes; the next call starts others."""
         pool, self._pool = self._pool, None
+        children, self._children = self._children, []
         if pool is None:
             return
         if kill:
-            for child in self._children:
+            for child in children or self._started():  # none are known while they start
                 child.kill()
         pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        self.close(kill=error is not None)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Job:
     """Files to convert.
 
-    files: of one folder, which holds no others; named by number.
+    files: of one folder, named by number; for `Way.turn` it holds no others.
     sources: the files that they are links to, or copies of; each once.
     out: an empty folder; the image of 00007.dcm is 00007.png there.
     height: of the output, rows.
@@ -45,7 +45,7 @@ class Turn:
     stages: seconds of each stage, a dict an image.
     decoded_bytes: stored values that the decoder gave, of an image, mean.
     decoder: who decoded, and at which levels.
-    plan: what `Way.decode_only` is to decode; of no meaning to others.
+    plan: what `Way.decode_only` is to decode, by source; of no meaning to others.
     """
 
     stages: list[dict[str, float]]
@@ -72,10 +72,14 @@ class Way(Protocol):
     def turn(self, job: Job) -> Turn:
         """Convert a job's files."""
 
-    def decode_only(self, job: Job, turn: Turn, seconds: float) -> float | None:
-        """Return frames/s of the decoder alone, with the turn's processes and levels.
+    def decode_only(self, job: Job, turn: Turn, seconds: float) -> tuple[int, float] | None:
+        """Decode a job's files and do nothing else, with a turn's processes and levels.
 
-        None where there is nothing to decode.
+        Args:
+            seconds: for which a GPU decodes; processes decode every file of the job, once.
+
+        Returns:
+            How many frames, and the seconds that they take; None where nothing is to be decoded.
         """
 
     def digests(self, job: Job) -> list[str] | None:
@@ -86,6 +90,15 @@ def digest(pixels: np.ndarray[Any, Any]) -> str:
     """Return one name for the same stored values, whatever type holds them."""
     values = np.ascontiguousarray(pixels, np.int32)
     return f"{values.shape} {hashlib.sha256(values.tobytes()).hexdigest()}"
+
+
+def side_by_side(seconds: Sequence[float], workers: int) -> tuple[int, float]:
+    """Return how many frames, and the seconds that processes side by side take for them.
+
+    Args:
+        seconds: of each frame; what the others did not need is not lost time of the decoder's.
+    """
+    return len(seconds), sum(seconds) / workers
 
 
 def rate_of(done: Sequence[tuple[int, float]]) -> float:
