@@ -415,7 +415,7 @@ def test_zeros_that_another_decoder_contradicts_are_an_error(device) -> None:  #
     found = nvimgcodec.decode_batch([good, bad, (dark, inspect_codestream(dark, ""))])
     assert np.array_equal(found[0], values)
     with pytest.raises(
-        UnsupportedSyntaxError, match=r"to zeros alone, imagecodecs to values 0 to 4095: nvJPEG"
+        UnsupportedSyntaxError, match=r"to zeros alone, numba to values 0 to 4095: nvJPEG"
     ):
         raise found[1]
     assert found[2].shape == (20, 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from contextlib import contextmanager
 from functools import lru_cache
@@ -64,7 +65,23 @@ def open_fabric(loop: LoopConfig) -> Fabric:
         precision=_precision(loop.precision, cuda),  # type: ignore[arg-type]
     )
     fabric.launch()
+    _leave_at_exit()
     return fabric
+
+
+@lru_cache(maxsize=1)
+def _leave_at_exit() -> None:
+    """Have this process leave gloo's group when it ends.
+
+    Threads of gloo that still run when the interpreter is taken down abort the process, now and
+    then, after all its work is done.
+    """
+
+    def leave() -> None:
+        if distributed.is_initialized() and distributed.get_backend() == "gloo":
+            distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def _environment(name: str) -> int:
